@@ -1,0 +1,35 @@
+# citadel-llm: one line per thing a person does. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+VENV := .venv
+SETUP := $(VENV)/.complete
+PYTHON ?= python3
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: $(SETUP) ## the controller's environment in .venv, from hashed locks
+
+$(SETUP): requirements/development.txt
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -qq --no-deps --require-hashes --requirement requirements/development.txt
+	touch $@
+
+demo: setup ## the whole platform on a lab host on this machine, and its answers
+	@lab/demo
+
+destroy: ## remove every lab host and all that belongs to it
+	@if [ "$$(id -u)" = 0 ]; then lab/host.py destroy; else sudo lab/host.py destroy; fi
+
+lint: setup ## ansible-lint (production), yamllint, ruff, mypy --strict, shellcheck-free shell syntax
+	@tests/lint
+
+test: setup ## everything that CI proves
+	@tests/run
+
+plan: setup ## plan the production inventory for given host facts, without a connection
+	$(VENV)/bin/ansible-playbook playbooks/plan.yml
+
+.PHONY: help setup demo destroy lint test plan

@@ -1,0 +1,15 @@
+"""Plans what a host can serve: variants, memory, CPUs, GPUs, ports and disk of all its model services together.
+
+Pure and typed, without Ansible: ``filter_plugins/citadel_plan.py`` is the adapter.
+"""
+
+from __future__ import annotations
+
+from .api import plan
+from .diff import diff_plans
+from .problems import PlanError
+from .report import plan_table
+from .result import Plan
+from .upstreams import list_upstreams
+
+__all__ = ["Plan", "PlanError", "diff_plans", "list_upstreams", "plan", "plan_table"]

@@ -1,0 +1,235 @@
+"""Every port that a host's plan makes somebody listen on, and whether they can.
+
+The edge alone listens on the server's address; everything else listens on loopback. vLLM and the edge can
+therefore use the same number for the same service, and only listeners of the same side can collide.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from .inputs import Host, Listener, Model, Settings
+from .problems import Problems
+
+METRICS_OFFSET: Final = 1
+STATE_OFFSET: Final = 10_000
+UPSTREAM_OFFSET: Final = 20_000
+
+EDGE_STATS_PORT: Final = 8405
+NODE_EXPORTER_PORT: Final = 9100
+
+OWN_UNITS: Final = frozenset({"haproxy.service", "prometheus.service", "prometheus-node-exporter.service"})
+OWN_UNIT_PREFIX: Final = "citadel-"
+
+_MAX_PORT: Final = 65535
+_ANY_ADDRESS: Final = frozenset({"", "*", "0.0.0.0", "::"})
+_LOOPBACK: Final = "127.0.0.1"
+
+
+class Side(StrEnum):
+    """Where a listener binds."""
+
+    SERVER = "the server's address"
+    LOOPBACK = "127.0.0.1"
+
+
+class Kind(StrEnum):
+    """What a listener serves, as a sentence names it."""
+
+    API = "the API"
+    METRICS = "the metrics"
+    STATE = "the state"
+    UPSTREAM = "the upstream"
+    GATEWAY = "the gateway"
+    PROMETHEUS = "Prometheus"
+    EDGE_STATS = "the edge's own metrics"
+    NODE_EXPORTER = "the node exporter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derived:
+    """One listener that the plan makes."""
+
+    side: Side
+    port: int
+    kind: Kind
+    service: str = ""
+    path: str = ""
+    """The value of the inventory that moves it, where one does."""
+
+    @property
+    def role(self) -> str:
+        """Name it in a sentence: ``the API of mixtral-8x7b``."""
+        return f"{self.kind} of {self.service}" if self.service else str(self.kind)
+
+
+def check_ports(models: Sequence[Model], host: Host, settings: Settings, problems: Problems) -> None:
+    """Note every port that two want, that the kernel hands out, or that somebody else has.
+
+    Args:
+        models: The services, ordered by API port.
+        host: Foreign listeners come from here.
+        settings: Ports of the gateway and of Prometheus, and the ephemeral range.
+        problems: Takes what is wrong.
+    """
+    derived = [*_service_listeners(models), *_platform_listeners(settings)]
+    _check_api_ports(models, problems)
+    _check_collisions(derived, problems)
+    _check_range(derived, settings.ephemeral_ports, problems)
+    _check_foreign(derived, foreign_listeners(host.listeners), problems)
+
+
+def _service_listeners(models: Iterable[Model]) -> list[Derived]:
+    return [
+        Derived(
+            side=side,
+            port=model.request.port + offset,
+            kind=kind,
+            service=model.name,
+            path=f"{model.path}.request.port",
+        )
+        for model in models
+        for side, kind, offset in (
+            (Side.SERVER, Kind.API, 0),
+            (Side.SERVER, Kind.METRICS, METRICS_OFFSET),
+            (Side.LOOPBACK, Kind.API, 0),
+            (Side.LOOPBACK, Kind.STATE, STATE_OFFSET),
+            (Side.LOOPBACK, Kind.UPSTREAM, UPSTREAM_OFFSET),
+        )
+    ]
+
+
+def _platform_listeners(settings: Settings) -> list[Derived]:
+    gateway, prometheus = "citadel_plan_settings.gateway.port", "citadel_plan_settings.prometheus_port"
+    return [
+        *(Derived(side=side, port=settings.gateway.port, kind=Kind.GATEWAY, path=gateway) for side in Side),
+        *(Derived(side=side, port=settings.prometheus_port, kind=Kind.PROMETHEUS, path=prometheus) for side in Side),
+        Derived(side=Side.LOOPBACK, port=EDGE_STATS_PORT, kind=Kind.EDGE_STATS),
+        Derived(side=Side.LOOPBACK, port=NODE_EXPORTER_PORT, kind=Kind.NODE_EXPORTER),
+    ]
+
+
+def _check_api_ports(models: Sequence[Model], problems: Problems) -> None:
+    by_port: dict[int, Model] = {}
+    for model in models:
+        other = by_port.setdefault(model.request.port, model)
+        if other is not model:
+            problems.add(
+                f"{model.path}.request.port is {model.request.port}, which {other.path}.request.port has already:"
+                " give each model a port of its own."
+            )
+
+
+def _may_meet(one: Derived, other: Derived) -> bool:
+    """Tell whether two listeners of one port are no collision, or one that has a clearer sentence of its own.
+
+    The edge serves the API of a model and the metrics of the one below on one port. Two services of the same kind
+    on one port share their API port, which :func:`_check_api_ports` says.
+    """
+    kinds = {one.kind, other.kind}
+    return len(kinds) == 1 or (one.side is Side.SERVER and kinds == {Kind.API, Kind.METRICS})
+
+
+def _check_collisions(derived: Sequence[Derived], problems: Problems) -> None:
+    taken: dict[tuple[Side, int], list[Derived]] = {}
+    for listener in derived:
+        others = taken.setdefault((listener.side, listener.port), [])
+        for other in others:
+            if not _may_meet(listener, other):
+                paths = " or ".join(sorted({path for path in (listener.path, other.path) if path}))
+                problems.add(
+                    f"Port {listener.port} on {listener.side} is wanted by {other.role} and by {listener.role}:"
+                    f" change {paths}."
+                )
+        others.append(listener)
+
+
+def _check_range(derived: Sequence[Derived], ephemeral: tuple[int, int], problems: Problems) -> None:
+    first, last = ephemeral
+    for listener in derived:
+        cure = f"change {listener.path}" if listener.path else "narrow net.ipv4.ip_local_port_range"
+        if listener.port > _MAX_PORT:
+            problems.add(f"Port {listener.port} for {listener.role} is beyond {_MAX_PORT}: {cure}.")
+        elif first <= listener.port <= last:
+            problems.add(
+                f"Port {listener.port} for {listener.role} is inside the ephemeral range {first}-{last}, where the"
+                f" kernel may hand it to an outgoing connection: {cure}."
+            )
+
+
+def foreign_listeners(listeners: Iterable[Listener]) -> list[Listener]:
+    """Leave out what is ours: otherwise a second run would refuse what the first one deployed."""
+    return [
+        listener
+        for listener in listeners
+        if not (listener.unit or "").startswith(OWN_UNIT_PREFIX) and listener.unit not in OWN_UNITS
+    ]
+
+
+def _sides_of(address: str) -> frozenset[Side]:
+    """Tell which of our sides a foreign address shuts out."""
+    bare = address.strip("[]").split("%")[0]
+    if bare in _ANY_ADDRESS:
+        return frozenset(Side)
+    if bare == _LOOPBACK:
+        return frozenset({Side.LOOPBACK})
+    try:
+        if ipaddress.ip_address(bare).is_loopback:
+            return frozenset()
+    except ValueError:
+        return frozenset(Side)
+    # The plan does not know the server's address; another address of the host may be the one.
+    return frozenset({Side.SERVER})
+
+
+def _check_foreign(derived: Sequence[Derived], foreign: Sequence[Listener], problems: Problems) -> None:
+    by_port: dict[int, list[Listener]] = {}
+    for listener in foreign:
+        by_port.setdefault(listener.port, []).append(listener)
+    for ours in derived:
+        for theirs in by_port.get(ours.port, []):
+            if ours.side not in _sides_of(theirs.address):
+                continue
+            who = theirs.unit or "a program that belongs to no unit"
+            cure = f" or change {ours.path}" if ours.path else ""
+            problems.add(
+                f"Port {ours.port} for {ours.role} is taken by {who} on {theirs.address}: stop it{cure}."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortOwner:
+    """Which service a port of the edge leads to."""
+
+    port: int
+    service: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """What the edge serves on the server's address."""
+
+    listen_ports: tuple[int, ...]
+    api_ports: tuple[PortOwner, ...]
+    metrics_ports: tuple[PortOwner, ...]
+
+
+def edge_ports(models: Sequence[Model], settings: Settings) -> Edge:
+    """Map every external port.
+
+    The specification wants APIs on 11400-11403 and metrics on 11401-11404. So port P serves the API of the model at
+    P, and ``GET /metrics`` on P + 1 is that model's; a port with no model below it serves its own model's.
+    """
+    at = {model.request.port: model.name for model in models}
+    ports = sorted({*at, *(port + METRICS_OFFSET for port in at)})
+    return Edge(
+        listen_ports=tuple(sorted({*ports, settings.gateway.port, settings.prometheus_port})),
+        api_ports=tuple(PortOwner(port=port, service=at[port]) for port in sorted(at)),
+        metrics_ports=tuple(
+            PortOwner(port=port, service=at.get(port - METRICS_OFFSET) or at[port]) for port in ports
+        ),
+    )

@@ -1,0 +1,245 @@
+"""A real HAProxy with the role's own templates, on loopback addresses and free ports."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from edge.backends import LOOPBACK, Backend
+from rendering import PROJECT, render, role_defaults
+
+TEMPLATES = PROJECT / "roles" / "edge" / "templates"
+MODELS = ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini")
+
+# All of 127.0.0.0/8 is this machine. The services listen on 127.0.0.1; "the server's address" and everybody's are others.
+SERVER = "127.0.20.1"
+TRUSTED = "127.0.20.17"
+TRUSTED_NETWORK = "127.0.20.16/28"
+MONITOR = "127.0.20.33"
+STRANGER = "127.0.30.1"
+KEY = "sk-test-key-of-the-gateway"
+
+
+def tool(name: str) -> str:
+    """The path of a program that Debian keeps in a directory of its own; the test fails with a sentence where it is missing."""
+    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin")
+    if path is None:
+        pytest.fail(f"{name} is not installed here: install the distribution's package {'prometheus' if name == 'promtool' else name}")
+    return path
+
+
+def until(condition: Callable[[], bool], *, seconds: float, what: str) -> float:
+    """Wait until `condition` holds; the seconds that it took. Fails, saying `what` did not happen, after `seconds`."""
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > seconds:
+            pytest.fail(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free on 127.0.0.1 and on the server's address alike, below those that outgoing connections take."""
+    ports: list[int] = []
+    for port in random.sample(range(12000, 32000), 2000):
+        if len(ports) == count:
+            return ports
+        try:
+            for address in (LOOPBACK, SERVER):
+                with socket.socket() as probe:
+                    probe.bind((address, port))
+        except OSError:
+            continue
+        ports.append(port)
+    pytest.fail("no free ports on loopback")
+
+
+def write_configuration(directory: Path, variables: Mapping[str, Any]) -> Path:
+    """Render the role's files into `directory` as tasks/configure.yml places them on a host; the path of haproxy.cfg.
+
+    What only root may do (chroot, another user) is left out, so the tests need no rights.
+    """
+    values = role_defaults("edge") | {"edge_configuration_directory": str(directory), "edge_stats_socket": str(directory / "stats")} | dict(variables)
+    for name in ("api", "metrics"):
+        entry = {"name": f"{name}-ports.map", "ports": values[f"edge_{name}_ports"]}
+        (directory / entry["name"]).write_text(render(TEMPLATES / "ports.map.j2", values | {"__edge_map": entry}), encoding="utf-8")
+    text = render(TEMPLATES / "haproxy.cfg.j2", values)
+    configuration = directory / "haproxy.cfg"
+    configuration.write_text(re.sub(r"^ +(chroot|user|group) .*\n", "", text, flags=re.MULTILINE), encoding="utf-8")
+    return configuration
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client got; header names in small letters."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401  # JSON is of any type
+        """The body, decoded."""
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error in the shape that OpenAI's clients read; fails where the body is another."""
+        assert self.headers["content-type"] == "application/json"
+        error = self.json["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        return dict(error)
+
+
+def ask(  # a request is spelled out at each call
+    port: int,
+    target: str,
+    *,
+    method: str = "GET",
+    source: str = TRUSTED,
+    address: str = SERVER,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+    timeout: float = 20,
+) -> Answer:
+    """Send one request from the address `source`; the target goes out exactly as given."""
+    connection = http.client.HTTPConnection(address, port, source_address=(source, 0), timeout=timeout)
+    try:
+        connection.request(method, target, body=body, headers=dict(headers or {}))
+        response = connection.getresponse()
+        return Answer(status=response.status, headers={name.lower(): value for name, value in response.getheaders()}, body=response.read())
+    finally:
+        connection.close()
+
+
+@dataclass
+class Edge:
+    """A running HAProxy, the services behind it and the ports of both."""
+
+    directory: Path
+    gateway_port: int
+    prometheus_port: int
+    exporter_port: int
+    api_ports: dict[str, int]
+    metrics_ports: dict[str, int]
+    upstream_ports: dict[str, int]
+    models: dict[str, Backend]
+    gateway: Backend
+    prometheus: Backend
+    process: subprocess.Popen[bytes] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the playbook would hand to the role. The metrics ports are chained as the plan chains them."""
+        return {
+            "edge_server_addresses": [SERVER],
+            "edge_monitoring_networks": [f"{MONITOR}/32"],
+            "edge_trusted_networks": [TRUSTED_NETWORK],
+            "edge_environment": "development",
+            "edge_services": [
+                {"name": name, "api_port": self.api_ports[name], "upstream_port": self.upstream_ports[name], "max_num_seqs": 2} for name in MODELS
+            ],
+            "edge_api_ports": [{"port": port, "service": name} for name, port in self.api_ports.items()],
+            "edge_metrics_ports": [{"port": self.api_ports[MODELS[0]], "service": MODELS[0]}]
+            + [{"port": port, "service": name} for name, port in self.metrics_ports.items()],
+            "edge_gateway_port": self.gateway_port,
+            "edge_prometheus_port": self.prometheus_port,
+            "edge_exporter_port": self.exporter_port,
+            "edge_check_interval_milliseconds": 200,
+            "edge_check_fast_interval_milliseconds": 100,
+            "edge_check_timeout_milliseconds": 1000,
+        } | self.options
+
+    def start(self, *, source: str = TRUSTED) -> None:
+        """Start every service and HAProxy; returns when all are healthy in its eyes, which `source` may ask about."""
+        for backend in (*self.models.values(), self.gateway, self.prometheus):
+            backend.start()
+        self.start_haproxy()
+        until(lambda: self.health(source).status == 200, seconds=10, what="the edge finds everything healthy")
+
+    def start_haproxy(self) -> None:
+        """Start HAProxy as the unit does, a master with a worker; returns when it answers."""
+        configuration = write_configuration(self.directory, self.variables)
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [tool("haproxy"), "-W", "-f", str(configuration), "-p", str(self.directory / "pid")],
+                env=os.environ | {"LITELLM_MASTER_KEY": KEY},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        until(self._answers, seconds=10, what=f"HAProxy answers; its log says: {self.log()}")
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log()
+        try:
+            return ask(self.exporter_port, "/metrics", source=LOOPBACK, address=LOOPBACK).status == 200
+        except OSError:
+            return False
+
+    def reload(self) -> None:
+        """Reload HAProxy as the unit does; returns when the new worker has taken over."""
+        assert self.process is not None
+        workers = self.log().count("Loading success")
+        self.process.send_signal(signal.SIGUSR2)
+        until(lambda: self.log().count("Loading success") > workers, seconds=10, what="HAProxy has reloaded")
+
+    def stop(self) -> None:
+        """End HAProxy, by the pid of its master, and every service."""
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+        for backend in (*self.models.values(), self.gateway, self.prometheus):
+            backend.gate.set()
+            backend.generation_gate.set()
+            backend.chunks.release(30)
+            backend.stop()
+
+    def log(self) -> str:
+        """What HAProxy has written so far."""
+        path = self.directory / "log"
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def health(self, source: str = TRUSTED) -> Answer:
+        """GET /health of the gateway."""
+        return ask(self.gateway_port, "/health", source=source)
+
+
+def make_edge(directory: Path, **options: Any) -> Edge:  # noqa: ANN401  # role variables are of any type
+    """An edge with four models, a gateway and a Prometheus, none of them started yet; `options` are role variables."""
+    numbers = iter(free_ports(16))
+    gateway, prometheus, exporter = (next(numbers) for _ in range(3))
+    api_ports = {name: next(numbers) for name in MODELS}
+    # As on the real host: the metrics of each model on the API port of the next one, the last on a port without an API.
+    metrics_ports = dict(zip(MODELS, [*list(api_ports.values())[1:], next(numbers)], strict=True))
+    return Edge(
+        directory=directory,
+        gateway_port=gateway,
+        prometheus_port=prometheus,
+        exporter_port=exporter,
+        api_ports=api_ports,
+        metrics_ports=metrics_ports,
+        upstream_ports={name: next(numbers) for name in MODELS},
+        models={name: Backend(name, port) for name, port in api_ports.items()},
+        gateway=Backend("gateway", gateway),
+        prometheus=Backend("prometheus", prometheus),
+        options=options,
+    )

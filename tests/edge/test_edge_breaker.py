@@ -1,0 +1,268 @@
+"""What clients and the gateway see while something behind the edge is unwell, restarts or is full."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from edge.haproxy import KEY, LOOPBACK, MODELS, SERVER, TRUSTED, Answer, Edge, ask, make_edge, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODEL = MODELS[1]
+CHAT = b'{"messages": []}'
+
+
+def upstream(edge: Edge, *, timeout: float = 20) -> Answer:
+    """A request as the gateway sends it to a model, through its breaker."""
+    return ask(edge.upstream_ports[MODEL], "/v1/chat/completions", method="POST", body=CHAT, source=LOOPBACK, address=LOOPBACK, timeout=timeout)
+
+
+def is_open(edge: Edge) -> bool:
+    """Whether the breaker of the model is open, as /health tells."""
+    return edge.health().json["models"][MODEL] == "unhealthy"
+
+
+@pytest.fixture(autouse=True)
+def _well_again(edge: Edge) -> Iterator[None]:
+    """Each test begins with everything well, whatever the one before it has broken."""
+    yield
+    backend = edge.models[MODEL]
+    backend.gate.set()
+    backend.generation_gate.set()
+    backend.health_status = backend.generation_status = 200
+    backend.start_again()
+    edge.gateway.start_again()
+    until(lambda: edge.health().status == 200, seconds=10, what="everything is healthy again")
+
+
+def test_a_model_that_refuses_is_found_and_taken_back(edge: Edge) -> None:
+    edge.models[MODEL].stop()
+    until(lambda: is_open(edge), seconds=5, what="the breaker opens")
+
+    health = edge.health()
+    assert health.status == 503
+    assert health.json == {"status": "unhealthy", "gateway": "healthy", "models": dict.fromkeys(MODELS, "healthy") | {MODEL: "unhealthy"}}
+    assert int(health.headers["retry-after"]) > 0
+
+    for port, source, address in ((edge.upstream_ports[MODEL], LOOPBACK, LOOPBACK), (edge.api_ports[MODEL], TRUSTED, SERVER)):
+        start = time.monotonic()
+        answer = ask(port, "/v1/chat/completions", method="POST", body=CHAT, source=source, address=address)
+        assert time.monotonic() - start < 0.5, "at once"
+        assert (answer.status, answer.error["code"]) == (503, "model_unavailable")
+        assert MODEL in answer.error["message"]
+        assert int(answer.headers["retry-after"]) > 0
+    assert ask(edge.api_ports[MODEL], "/health").status == 503
+    assert ask(edge.metrics_ports[MODEL], "/metrics").status == 503
+    assert ask(edge.api_ports[MODELS[2]], "/health").status == 200, "the others go on"
+
+    edge.models[MODEL].start()
+    until(lambda: not is_open(edge), seconds=5, what="the breaker closes")
+    assert upstream(edge).json["service"] == MODEL
+
+
+def test_the_first_request_to_a_model_that_has_just_died_fails_at_once(edge: Edge) -> None:
+    edge.models[MODEL].stop()
+    start = time.monotonic()
+    answer = upstream(edge)
+    assert time.monotonic() - start < 0.5
+    assert (answer.status, answer.error["code"]) == (503, "model_unavailable")
+
+
+@pytest.mark.parametrize("illness", ["hangs", "says so"])
+def test_a_model_that_is_there_but_unwell_is_found_and_taken_back(edge: Edge, illness: str) -> None:
+    backend = edge.models[MODEL]
+    if illness == "hangs":
+        backend.gate.clear()
+    else:
+        backend.health_status = 503
+    until(lambda: is_open(edge), seconds=8, what="the breaker opens")
+    assert upstream(edge).status == 503
+    if illness == "says so":
+        assert ask(edge.api_ports[MODEL], "/health").status == 503
+
+    backend.gate.set()
+    backend.health_status = 200
+    until(lambda: not is_open(edge), seconds=5, what="the breaker closes")
+    assert ask(edge.api_ports[MODEL], "/health").status == 200
+
+
+def test_errors_of_a_model_that_says_it_is_well_do_not_make_the_breaker_flap(edge: Edge) -> None:
+    edge.models[MODEL].generation_status = 500
+    before = edge.log().count(f"model_{MODEL}/model is DOWN")
+    for _ in range(30):
+        assert upstream(edge).status == 500
+        assert not is_open(edge)
+    assert edge.log().count(f"model_{MODEL}/model is DOWN") == before
+
+
+def test_what_is_running_when_the_breaker_opens_is_not_cut(edge: Edge) -> None:
+    backend = edge.models[MODEL]
+    backend.generation_gate.clear()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(upstream, edge)
+        until(lambda: len(backend.waiting) == 1, seconds=5, what="the request arrives")
+        backend.health_status = 503
+        until(lambda: is_open(edge), seconds=5, what="the breaker opens")
+        backend.generation_gate.set()
+        assert running.result(10).json["service"] == MODEL
+
+
+
+
+def test_no_more_than_the_models_places_are_taken_and_a_look_needs_none(edge: Edge) -> None:
+    backend = edge.models[MODEL]
+    backend.generation_gate.clear()
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(upstream, edge) for _ in range(5)]
+        until(lambda: queued(edge) == 3, seconds=5, what="three requests wait in the edge")
+        assert len(backend.waiting) == 2, "max_num_seqs"
+        assert ask(edge.api_ports[MODEL], "/health", timeout=5).status == 200
+        assert ask(edge.api_ports[MODEL], "/v1/models", timeout=5).status == 200
+        assert ask(edge.metrics_ports[MODEL], "/metrics", timeout=5).status == 200
+        backend.generation_gate.set()
+        assert [answer.result(10).status for answer in answers] == [200] * 5
+
+
+def queued(edge: Edge) -> int:
+    """How many requests wait for a place in the model."""
+    metrics = ask(edge.exporter_port, "/metrics", source=LOOPBACK, address=LOOPBACK).body.decode()
+    prefix = f'haproxy_server_current_queue{{proxy="model_{MODEL}",server="model"}} '
+    return next(int(line.removeprefix(prefix)) for line in metrics.splitlines() if line.startswith(prefix))
+
+
+def test_those_who_wait_are_told_when_the_breaker_opens(edge: Edge) -> None:
+    backend = edge.models[MODEL]
+    backend.generation_gate.clear()
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(upstream, edge) for _ in range(4)]
+        until(lambda: queued(edge) == 2, seconds=5, what="two requests wait in the edge")
+        backend.health_status = 503
+        until(lambda: sum(answer.done() for answer in answers) == 2, seconds=5, what="the two that waited are answered")
+        assert [answer.result().error["code"] for answer in answers if answer.done()] == ["model_unavailable"] * 2
+        backend.generation_gate.set()
+        assert sorted(answer.result(10).status for answer in answers) == [200, 200, 503, 503]
+
+
+def test_a_request_is_held_while_the_gateway_restarts_and_sent_once(edge: Edge) -> None:
+    edge.gateway.stop()
+    before = len(edge.gateway.generations())
+    with ThreadPoolExecutor() as pool:
+        start = time.monotonic()
+        answer = pool.submit(ask, edge.gateway_port, "/v1/chat/completions", method="POST", body=CHAT)
+        models = pool.submit(ask, edge.gateway_port, "/v1/models")
+        until(lambda: edge.health().json["gateway"] == "unhealthy", seconds=5, what="/health tells that the gateway is gone")
+        assert edge.health().status == 503
+        threading.Timer(max(0.0, 3 - (time.monotonic() - start)), edge.gateway.start).start()
+        assert answer.result(20).json["headers"]["authorization"] == [f"Bearer {KEY}"]
+        assert time.monotonic() - start >= 3
+        assert models.result(20).status == 200
+    assert len(edge.gateway.generations()) == before + 1
+
+
+def test_a_generation_that_breaks_off_is_not_run_again(edge: Edge) -> None:
+    for backend, port, source, address in (
+        (edge.models[MODEL], edge.upstream_ports[MODEL], LOOPBACK, LOOPBACK),
+        (edge.gateway, edge.gateway_port, TRUSTED, SERVER),
+    ):
+        before = len(backend.generations())
+        answer = ask(port, "/v1/completions", method="POST", body=b'{"break off": true}', source=source, address=address)
+        assert answer.status == 502
+        assert answer.error["type"] == "server_error"
+        assert len(backend.generations()) == before + 1
+
+
+def test_a_reload_cuts_no_stream_and_keeps_the_key(edge: Edge) -> None:
+    model = MODELS[2]
+    connection = http.client.HTTPConnection(SERVER, edge.api_ports[model], source_address=(TRUSTED, 0), timeout=10)
+    connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}')
+    response = connection.getresponse()
+    edge.models[model].chunks.release()
+    assert response.read1() == b"data: 0\n\n"
+    edge.reload()
+    assert ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT).json["headers"]["authorization"] == [f"Bearer {KEY}"]
+    edge.models[model].chunks.release(2)
+    assert response.read() == b"data: 1\n\ndata: 2\n\n"
+    connection.close()
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    """An edge of short patience: one second for clients, for the queue and for looks."""
+    running = make_edge(
+        tmp_path_factory.mktemp("hasty"),
+        edge_client_timeout_seconds=1,
+        edge_request_timeout_seconds=1,
+        edge_queue_timeout_seconds=1,
+        edge_probe_timeout_seconds=1,
+        edge_generation_timeout_seconds=3,
+        edge_gateway_hold_seconds=1,
+    )
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+def test_a_client_may_wait_longer_for_an_answer_than_it_may_be_silent(hasty: Edge) -> None:
+    hasty.models[MODEL].generation_gate.clear()
+    threading.Timer(2, hasty.models[MODEL].generation_gate.set).start()
+    assert ask(hasty.api_ports[MODEL], "/v1/completions", method="POST", body=CHAT).json["service"] == MODEL
+
+
+@pytest.mark.parametrize("sent", [b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{", b"GET /v1/models HTTP/1.1\r\nHo"])
+def test_a_slow_client_takes_no_place(hasty: Edge, sent: bytes) -> None:
+    before = len(hasty.gateway.generations())
+    connection = http.client.HTTPConnection(SERVER, hasty.gateway_port, source_address=(TRUSTED, 0), timeout=10)
+    connection.connect()
+    connection.sock.sendall(sent)
+    response = http.client.HTTPResponse(connection.sock)
+    response.begin()
+    assert response.status == 408
+    assert len(hasty.gateway.generations()) == before
+    connection.close()
+
+
+def test_waiting_for_a_place_and_for_an_answer_ends(hasty: Edge) -> None:
+    backend = hasty.models[MODEL]
+    backend.generation_gate.clear()
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(upstream, hasty) for _ in range(3)]
+        codes = sorted((answer.result(10).status, answer.result().error["code"]) for answer in answers)
+        assert codes == [(503, "model_unavailable"), (504, "model_timeout"), (504, "model_timeout")]
+    backend.generation_gate.set()
+
+
+def test_a_model_that_hangs_is_not_healthy(hasty: Edge) -> None:
+    hasty.models[MODEL].gate.clear()
+    answer = ask(hasty.api_ports[MODEL], "/health", timeout=5)
+    assert (answer.status, answer.error["code"]) == (503, "model_timeout")
+    hasty.models[MODEL].gate.set()
+
+
+def test_a_gateway_that_stays_away_is_told_in_the_end(hasty: Edge) -> None:
+    hasty.gateway.stop()
+    answer = ask(hasty.gateway_port, "/v1/models", timeout=10)
+    assert (answer.status, answer.error["code"]) == (503, "service_unavailable")
+    assert int(answer.headers["retry-after"]) > 0
+    hasty.gateway.start_again()
+
+
+def test_outside_development_trusted_networks_need_a_key_and_monitoring_does_not(tmp_path_factory: pytest.TempPathFactory) -> None:
+    production = make_edge(tmp_path_factory.mktemp("production"), edge_environment="production")
+    try:
+        production.start(source=SERVER)
+        assert ask(production.gateway_port, "/v1/models").status == 401
+        assert ask(production.api_ports[MODEL], "/health").status == 401
+        assert ask(production.prometheus_port, "/graph").status == 401
+        assert ask(production.gateway_port, "/health", source=SERVER).status == 200
+        assert ask(production.metrics_ports[MODEL], "/metrics", source=SERVER).json["service"] == MODEL
+    finally:
+        production.stop()

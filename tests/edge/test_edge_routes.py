@@ -1,0 +1,327 @@
+"""Who reaches what through the edge while everything behind it is well."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from edge.haproxy import KEY, LOOPBACK, MODELS, MONITOR, SERVER, STRANGER, TRUSTED, Edge, ask, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHAT = json.dumps({"messages": [{"role": "user", "content": "a prompt of nobody's business"}]}).encode()
+JSON = {"Content-Type": "application/json"}
+
+
+# --- the models' ports ---
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_models_port_is_its_api_and_its_health(edge: Edge, model: str) -> None:
+    port = edge.api_ports[model]
+    assert ask(port, "/health").json == {"health of": model}
+    assert ask(port, "/v1/models").json["service"] == model
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        echo = ask(port, path, method="POST", body=CHAT, headers=JSON).json
+        assert (echo["service"], echo["target"]) == (model, path)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_metrics_are_where_the_specification_has_them(edge: Edge, model: str) -> None:
+    echo = ask(edge.metrics_ports[model], "/metrics").json
+    assert (echo["service"], echo["target"]) == (model, "/metrics")
+
+
+def test_a_port_without_a_model_before_it_has_its_own_models_metrics(edge: Edge) -> None:
+    assert ask(edge.api_ports[MODELS[0]], "/metrics").json["service"] == MODELS[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/health"), ("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/metrics"), ("GET", "/")],
+)
+def test_a_port_without_an_api_has_metrics_only(edge: Edge, method: str, path: str) -> None:
+    answer = ask(edge.metrics_ports[MODELS[-1]], path, method=method)
+    assert answer.status == 404
+    assert answer.error["code"] == "unknown_url"
+
+
+# --- the gateway's port ---
+
+
+def test_the_gateway_serves_the_public_paths(edge: Edge) -> None:
+    assert ask(edge.gateway_port, "/v1/models").json["target"] == "/v1/models"
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+        echo = ask(edge.gateway_port, path, method="POST", body=CHAT, headers=JSON).json
+        assert (echo["service"], echo["method"], echo["target"]) == ("gateway", "POST", path)
+    assert edge.gateway.generations()[-1].body == CHAT
+
+
+def test_the_gateways_metrics_need_no_redirect(edge: Edge) -> None:
+    assert ask(edge.gateway_port, "/metrics").json["target"] == "/metrics/"
+
+
+def test_health_names_every_model_without_asking_the_gateway(edge: Edge) -> None:
+    answer = edge.health()
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json == {"status": "healthy", "gateway": "healthy", "models": dict.fromkeys(MODELS, "healthy")}
+    assert "/health" not in {request.target for request in edge.gateway.received}
+
+
+# --- who may ---
+
+
+def every_request(edge: Edge) -> list[tuple[int, str, str]]:
+    """Port, method and path of everything that is served outside, Prometheus included."""
+    api, gateway = edge.api_ports[MODELS[1]], edge.gateway_port
+    return [
+        *((port, "GET", path) for port in (api, gateway) for path in ("/health", "/metrics", "/v1/models")),
+        *((port, "POST", path) for port in (api, gateway) for path in ("/v1/chat/completions", "/v1/completions")),
+        (gateway, "POST", "/v1/embeddings"),
+        (edge.prometheus_port, "GET", "/graph"),
+        (edge.prometheus_port, "GET", "/api/v1/query?query=up"),
+    ]
+
+
+def test_a_stranger_gets_nothing_without_a_key(edge: Edge) -> None:
+    for port, method, path in [*every_request(edge), (edge.gateway_port, "GET", "/nothing"), (edge.metrics_ports[MODELS[-1]], "GET", "/metrics")]:
+        answer = ask(port, path, method=method, source=STRANGER)
+        assert (path, answer.status) == (path, 401)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert answer.error["code"] == "invalid_api_key"
+
+
+def test_nobody_gets_in_by_presenting_the_gateways_own_key(edge: Edge) -> None:
+    answer = ask(edge.gateway_port, "/v1/models", source=STRANGER, headers={"Authorization": f"Bearer {KEY}"})
+    assert answer.status == 401
+
+
+@pytest.mark.parametrize("source", [SERVER, MONITOR])
+def test_the_server_and_its_monitoring_may_read_but_not_generate(edge: Edge, source: str) -> None:
+    for port, method, path in every_request(edge):
+        reads = method == "GET" and (path in {"/health", "/metrics"} or port == edge.prometheus_port)
+        assert (path, ask(port, path, method=method, source=source).status) == (path, 200 if reads else 401)
+
+
+# --- tricks ---
+
+TRICKS = [
+    "//v1/models",
+    "/v1//models",
+    "/v1/models/",
+    "/v1/models/../model/info",
+    "/v1/./models",
+    "/./v1/models",
+    "/v1/%6dodels",
+    "/v1%2fmodels",
+    "/v1/models%2f..%2f..%2fkey",
+    "/v1/models%00",
+    "/V1/MODELS",
+    "/v1/models;x=1",
+    "/v1\\models",
+    "/v1/model/info",
+    "/model/info",
+    "/key/generate",
+    "/key/info",
+    "/config/yaml",
+    "/health/readiness",
+    "/health/liveliness",
+    "/health/",
+    "/metrics/",
+    "/ui",
+    "/ui/",
+    "/docs",
+    "/openapi.json",
+    "/v1/responses",
+    "/engines/x/chat/completions",
+    "/chat/completions",
+    "/models",
+    "/invocations",
+    "/tokenize",
+    "/v1/load_lora_adapter",
+    "/",
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("target", TRICKS)
+def test_only_the_exact_paths_exist(edge: Edge, target: str, method: str) -> None:
+    services = (edge.gateway, edge.models[MODELS[1]])
+    before = [len(service.received) for service in services]
+    for port in (edge.gateway_port, edge.api_ports[MODELS[1]]):
+        answer = ask(port, target, method=method)
+        assert (answer.status, answer.error["code"]) == (404, "unknown_url")
+    reached = [request.target for service, count in zip(services, before, strict=True) for request in service.received[count:]]
+    assert set(reached) <= {"/health", "/health/liveliness"}, "only the edge's own checks arrived meanwhile"
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/health", "/metrics"])
+def test_only_the_right_method_exists(edge: Edge, path: str, method: str) -> None:
+    for port in (edge.gateway_port, edge.api_ports[MODELS[1]]):
+        assert ask(port, path, method=method).status == 404
+
+
+@pytest.mark.parametrize("port_of", [lambda edge: edge.gateway_port, lambda edge: edge.api_ports[MODELS[1]]], ids=["gateway", "model"])
+def test_the_absolute_form_and_a_query_reach_no_service(edge: Edge, port_of: Callable[[Edge], int]) -> None:
+    port = port_of(edge)
+    assert ask(port, f"http://{SERVER}:{port}/v1/models?team_id=other&x=/key/info").json["target"] == "/v1/models"
+    assert ask(port, f"http://{SERVER}:{port}/key/info").status == 404
+
+
+def test_old_http_follows_the_same_rules(edge: Edge) -> None:
+    def first_line(target: str) -> bytes:
+        with socket.create_connection((SERVER, edge.gateway_port), timeout=10, source_address=(TRUSTED, 0)) as connection:
+            connection.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+            return connection.makefile("rb").readline()
+
+    assert b" 200 " in first_line("/v1/models")
+    assert b" 404 " in first_line("/key/info")
+
+
+def test_two_lengths_are_one_too_many(edge: Edge) -> None:
+    before = len(edge.gateway.generations())
+    with socket.create_connection((SERVER, edge.gateway_port), timeout=10, source_address=(TRUSTED, 0)) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nContent-Length: 40\r\n\r\n"
+            b"{}  GET /key/info HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
+        assert b" 400 " in connection.makefile("rb").readline()
+    assert len(edge.gateway.generations()) == before
+
+
+# --- headers ---
+
+KEYS = {
+    "Authorization": "Bearer sk-a-clients",
+    "API-Key": "sk-a-clients",
+    "X-API-Key": "sk-a-clients",
+    "X-Goog-API-Key": "sk-a-clients",
+    "Ocp-Apim-Subscription-Key": "sk-a-clients",
+    "X-LiteLLM-API-Key": "sk-a-clients",
+    "x-litellm-timeout": "0",
+    "X-Forwarded-For": "127.0.0.1",
+    "X-Forwarded-Host": "elsewhere",
+    "Forwarded": "for=127.0.0.1",
+    "Connection": "Upgrade, HTTP2-Settings",
+    "Upgrade": "h2c",
+    "HTTP2-Settings": "AAMAAABkAARAAAAAAAIAAAAA",
+}
+STRIPPED = {name.lower() for name in KEYS} - {"authorization", "x-forwarded-for", "connection"}
+
+
+def test_only_the_edges_key_reaches_the_gateway(edge: Edge) -> None:
+    headers = ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT, headers=KEYS | {"X-Request-Id": "kept"}).json["headers"]
+    assert headers["authorization"] == [f"Bearer {KEY}"]
+    assert headers["x-forwarded-for"] == [TRUSTED]
+    assert headers["x-request-id"] == ["kept"]
+    assert STRIPPED.isdisjoint(headers)
+    assert "upgrade" not in headers.get("connection", [""])[0].lower()
+
+
+@pytest.mark.parametrize("port_of", [lambda edge: edge.api_ports[MODELS[1]], lambda edge: edge.prometheus_port], ids=["model", "prometheus"])
+def test_no_key_reaches_anything_else(edge: Edge, port_of: Callable[[Edge], int]) -> None:
+    path = "/v1/completions" if port_of(edge) != edge.prometheus_port else "/api/v1/query"
+    headers = ask(port_of(edge), path, method="POST", body=CHAT, headers=KEYS).json["headers"]
+    assert (STRIPPED | {"authorization"}).isdisjoint(headers)
+
+
+# --- Prometheus ---
+
+
+@pytest.mark.parametrize("target", ["/", "/graph?g0.expr=up", "/api/v1/query?query=up", "/api/v1/label/job/values", "/static/js/main.js", "/-/healthy", "/-/ready"])
+def test_prometheus_can_be_read(edge: Edge, target: str) -> None:
+    assert ask(edge.prometheus_port, target).json["target"] == target
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/-/quit",
+        "/-/reload",
+        "/-/",
+        "//-/quit",
+        "/%2d/quit",
+        "/x/../-/quit",
+        "/./-/quit",
+        "/api/v1/admin/tsdb/delete_series",
+        "/api/v1/admin",
+        "/api/v1/%61dmin/tsdb/snapshot",
+        "/api//v1/admin/tsdb/snapshot",
+        "/api/v1/ADMIN/tsdb/snapshot",
+        "/api/v1/x/../admin/tsdb/snapshot",
+        "/api\\v1/admin",
+        "/debug/pprof/heap",
+        "/DEBUG/pprof/",
+    ],
+)
+def test_prometheus_cannot_be_administered(edge: Edge, target: str) -> None:
+    for method in ("GET", "POST"):
+        assert ask(edge.prometheus_port, target, method=method).status == 404
+
+
+def test_prometheus_takes_no_other_method(edge: Edge) -> None:
+    for method in ("PUT", "DELETE", "OPTIONS"):
+        assert ask(edge.prometheus_port, "/api/v1/query", method=method).status == 404
+
+
+# --- streams, bodies, logs ---
+
+
+@pytest.mark.parametrize("way", ["gateway", "model", "upstream"])
+def test_every_part_of_a_stream_passes_before_the_next_is_made(edge: Edge, way: str) -> None:
+    model = MODELS[2]
+    backend = edge.gateway if way == "gateway" else edge.models[model]
+    address, port, source = {
+        "gateway": (SERVER, edge.gateway_port, TRUSTED),
+        "model": (SERVER, edge.api_ports[model], TRUSTED),
+        "upstream": (LOOPBACK, edge.upstream_ports[model], LOOPBACK),
+    }[way]
+    connection = http.client.HTTPConnection(address, port, source_address=(source, 0), timeout=10)
+    connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}')
+    response = connection.getresponse()
+    assert response.getheader("content-type") == "text/event-stream"
+    for number in range(3):
+        backend.chunks.release()
+        assert response.read1() == f"data: {number}\n\n".encode()
+    assert response.read() == b""
+    connection.close()
+
+
+def test_a_large_body_announced_by_expect_arrives_whole(edge: Edge) -> None:
+    body = b"x" * 2_000_000
+    with socket.create_connection((SERVER, edge.gateway_port), timeout=10, source_address=(TRUSTED, 0)) as connection:
+        connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        reader = connection.makefile("rb")
+        assert b" 100 " in reader.readline()
+        reader.readline()
+        connection.sendall(body)
+        assert b" 200 " in reader.readline()
+    assert edge.gateway.generations()[-1].body == body
+
+
+def test_the_log_has_neither_keys_nor_prompts_nor_queries(edge: Edge) -> None:
+    ask(edge.gateway_port, "/v1/completions?secret=query", method="POST", body=CHAT, headers={"Authorization": "Bearer sk-a-clients"}, source=STRANGER)
+    ask(edge.gateway_port, '/a"quote\\and%0acode', source=STRANGER)
+
+    def lines() -> list[dict[str, object]]:
+        return [json.loads(line.removeprefix("<6>")) for line in edge.log().splitlines() if line.startswith("<6>{")]
+
+    until(lambda: any("quote" in str(line["path"]) for line in lines()), seconds=5, what="the request is logged")
+    refused = next(line for line in reversed(lines()) if line["client"] == STRANGER and line["path"] == "/v1/completions")
+    assert (refused["status"], refused["method"], refused["port"]) == (401, "POST", edge.gateway_port)
+    for secret in (KEY, "sk-a-clients", "secret=query", "nobody's business"):
+        assert secret not in edge.log()
+
+
+def test_the_exporter_tells_the_state_of_every_breaker(edge: Edge) -> None:
+    metrics = ask(edge.exporter_port, "/metrics", source=LOOPBACK, address=LOOPBACK).body.decode()
+    for model in MODELS:
+        assert f'haproxy_server_status{{proxy="model_{model}",server="model",state="UP"}} 1' in metrics
+    assert ask(edge.exporter_port, "/", source=LOOPBACK, address=LOOPBACK).status == 404

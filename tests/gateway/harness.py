@@ -1,0 +1,234 @@
+"""The real LiteLLM on loopback, started from what the role gateway renders: the tests' stand-in for systemd.
+
+Command, environment and readiness wait come from the rendered drop-in and environment file, so what is tested is what a host runs.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ansible.parsing.dataloader import DataLoader
+from rendering import PROJECT, render, role_defaults
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.backend import Backend
+
+ROLE = PROJECT / "roles" / "gateway"
+WAIT_COMMAND = PROJECT / "roles" / "service_framework" / "files" / "citadel-wait-until-ready"
+INSTANCE = "unified-api-gateway"
+MASTER_KEY = "sk-0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
+
+# What the catalogue says of each model, as the filter `citadel_upstreams` hands it to the role.
+MODELS: dict[str, dict[str, Any]] = {
+    "mixtral-8x7b": {"context_tokens": 32768, "specialisation": ["reasoning", "long-form"], "description": "Mixture of experts"},
+    "hermes-2": {"context_tokens": 8192, "specialisation": ["dialogue"], "description": "Conversations: dialogue # coherence"},
+    "openchat-3.5": {"context_tokens": 4096, "specialisation": ["streaming"], "description": "Interactive"},
+    "phi-3-mini": {"context_tokens": 2048, "specialisation": ["efficiency"], "description": "Small and quick"},
+}
+
+
+def litellm_environment() -> Path:
+    """The root of the virtual environment that CITADEL_LITELLM_PYTHON names; says what to do where it does not."""
+    python = os.environ.get("CITADEL_LITELLM_PYTHON", "")
+    if not (python and (Path(python).parent / "litellm").exists()):
+        raise RuntimeError(
+            f"CITADEL_LITELLM_PYTHON is {python!r}, but must be the Python of an environment with the LiteLLM of requirements/litellm.txt; "
+            "`make test` makes one and sets it."
+        )
+    return Path(python).parent.parent
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def upstream(backend: Backend, host: str = "hx-llm-server-01") -> dict[str, Any]:
+    """One entry of `gateway_upstreams` for a backend that stands for the model of its name on `host`."""
+    model = MODELS[backend.name]
+    return {
+        "service": backend.name,
+        "model": backend.name,
+        "host": host,
+        "api_base": f"http://127.0.0.1:{backend.port}/v1",
+        "context_tokens": model["context_tokens"],
+        "max_output_tokens": model["context_tokens"],
+        "modes": ["chat", "completion"],
+        "specialisation": model["specialisation"],
+        "description": model["description"],
+        "max_num_seqs": 4,
+    }
+
+
+@dataclass(frozen=True)
+class Response:
+    """One HTTP answer; header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.text)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The JSON events of a stream, which must have ended with [DONE]."""
+        data = [line.removeprefix("data: ") for line in self.text.splitlines() if line.startswith("data: ")]
+        assert data, self.text
+        assert data[-1] == "[DONE]", self.text
+        return [json.loads(line) for line in data[:-1]]
+
+
+@dataclass
+class Gateway:
+    """A LiteLLM process that serves `upstreams`; use it as a context manager.
+
+    `variables` are role variables over the role's defaults. Starting raises RuntimeError with the end of the output when LiteLLM does not answer.
+    """
+
+    folder: Path
+    upstreams: Sequence[Mapping[str, Any]]
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 1
+
+    def __enter__(self) -> Self:
+        self.port = free_port()
+        self.log_file = self.folder / "log" / INSTANCE / f"{INSTANCE}.log"
+        self.output_file = self.folder / "output"
+        self._render()
+        service = _directives((self.folder / "10-exec.conf").read_text(encoding="utf-8"))
+        environment = _environment(self.folder / f"{INSTANCE}.env") | _environment(self.folder / "secret.env")
+        with self.output_file.open("wb") as output:
+            self.process = subprocess.Popen(
+                shlex.split(service["ExecStart"][-1]), env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        try:
+            wait = subprocess.run(
+                shlex.split(service["ExecStartPost"][-1]),
+                env=environment | {"MAINPID": str(self.process.pid)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if wait.returncode != 0:
+                raise RuntimeError(f"LiteLLM did not start: {wait.stderr}{self.output()[-4000:]}")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(timeout=10)
+
+    def output(self) -> str:
+        """What LiteLLM wrote to its standard output and error: the journal's part."""
+        return self.output_file.read_text(encoding="utf-8", errors="replace")
+
+    def log(self) -> str:
+        """What LiteLLM wrote to its log file."""
+        return self.log_file.read_text(encoding="utf-8")
+
+    def request(self, method: str, path: str, body: object = None, *, key: str | None = MASTER_KEY) -> Response:
+        """One request on a connection of its own; `body` is sent as JSON, or as it is where it is bytes."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key is not None else {})
+        payload = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body=payload, headers=headers)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            return Response(status=answer.status, headers={name.lower(): value for name, value in answer.getheaders()}, text=text)
+        finally:
+            connection.close()
+
+    def post(self, path: str, body: object) -> Response:
+        """A POST with the master key."""
+        return self.request("POST", path, body)
+
+    def get(self, path: str) -> Response:
+        """A GET with the master key."""
+        return self.request("GET", path)
+
+    def _render(self) -> None:
+        config = self.folder / "config"
+        for folder in (config, self.folder / "cache", self.folder / "run", self.log_file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        variables = role_defaults("gateway") | dict(DataLoader().load_from_file(str(ROLE / "vars" / "main.yml")))
+        variables |= {
+            "gateway_plan": _plan(self.port, self.workers),
+            "gateway_upstreams": list(self.upstreams),
+            "gateway_default_model": "hermes-2",
+            "gateway_runtime_path": str(litellm_environment()),
+            "gateway_config_directory": str(config),
+            "gateway_cache_directory": str(self.folder / "cache"),
+            "gateway_runtime_directory": str(self.folder / "run"),
+            "gateway_log_directory": str(self.folder / "log"),
+            "gateway_wait_command": str(self._install_wait_command()),
+        } | dict(self.variables)
+        for template, target in (
+            ("config.yaml", config / "config.yaml"),
+            ("routing.json", config / "routing.json"),
+            ("logging.yaml", config / "logging.yaml"),
+            ("environment.env", self.folder / f"{INSTANCE}.env"),
+            ("10-exec.conf", self.folder / "10-exec.conf"),
+        ):
+            target.write_text(render(ROLE / "templates" / f"{template}.j2", variables), encoding="utf-8")
+        for module in (ROLE / "files").glob("*.py"):
+            shutil.copy(module, config)
+        (self.folder / "secret.env").write_text(f"LITELLM_MASTER_KEY={MASTER_KEY}\n", encoding="utf-8")
+
+    def _install_wait_command(self) -> Path:
+        command = self.folder / WAIT_COMMAND.name
+        shutil.copy(WAIT_COMMAND, command)
+        command.chmod(0o755)
+        return command
+
+
+def _plan(port: int, workers: int) -> dict[str, Any]:
+    cpus = ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0)))
+    return {
+        "name": INSTANCE,
+        "unit": f"citadel-llm@{INSTANCE}.service",
+        "port": port,
+        "workers": workers,
+        "memory_max_bytes": 2147483648,
+        "cpu_set": cpus,
+        "cpu_quota_percent": None,
+        "cpu_weight": 400,
+        "io_weight": 100,
+        "tasks_max": 512,
+    }
+
+
+def _directives(unit: str) -> dict[str, list[str]]:
+    """All values of each directive of a unit file, with continued lines joined; an empty value resets the list, as systemd does."""
+    found: dict[str, list[str]] = {}
+    for line in unit.replace("\\\n", " ").splitlines():
+        name, separator, value = line.partition("=")
+        if separator and not line.startswith("#"):
+            found[name] = [*found.get(name, []), value] if value else []
+    return found
+
+
+def _environment(file: Path) -> dict[str, str]:
+    lines = (line for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#"))
+    return dict(line.split("=", 1) for line in lines)
