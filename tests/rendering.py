@@ -24,7 +24,7 @@ def _load_plugins() -> None:
 
 
 def role_defaults(role: str) -> dict[str, Any]:
-    """The variables of `roles/ROLE/defaults/main.yml`, templates in them still to be rendered.
+    """Read the variables of `roles/ROLE/defaults/main.yml`, templates in them still to be rendered.
 
     Raises what Ansible's loader raises when the file is missing or is not YAML.
     """
@@ -32,7 +32,7 @@ def role_defaults(role: str) -> dict[str, Any]:
 
 
 def render(template_path: Path, variables: dict[str, Any]) -> str:
-    """The text that the `template` task would write for `template_path`.
+    """Render the text that the `template` task would write for `template_path`.
 
     `variables` are all that the template sees, besides `ansible_managed` and its relatives.
     Raises ansible's AnsibleError (a subclass for what is undefined) when the template cannot be rendered.

@@ -10,6 +10,7 @@ from .diff import diff_plans
 from .problems import PlanError
 from .report import plan_table
 from .result import Plan
+from .targets import list_metrics_targets
 from .upstreams import list_upstreams
 
-__all__ = ["Plan", "PlanError", "diff_plans", "list_upstreams", "plan", "plan_table"]
+__all__ = ["Plan", "PlanError", "diff_plans", "list_metrics_targets", "list_upstreams", "plan", "plan_table"]

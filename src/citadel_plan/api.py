@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .catalogue import merge_catalogue
 from .cpus import CpuPlan, CpuShare, check_quota, cpu_weight, plan_cpus, quota_percent, usable_node_bytes
-from .decide import Budget, Candidate, Grant, decide
+from .decide import Budget, Candidate, Grant, Grants, asked_bytes, decide
 from .gateway import gateway_workers
 from .gpus import GPU_BLOCK_TOKENS, GpuShare, host_bytes, plan_gpus
 from .id_lists import format_ids
@@ -37,6 +36,9 @@ from .result import (
 from .storage import Storage, check_storage, storage_needed
 from .units import MIB, gib, round_up
 from .variants import why_not
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 UNIT: Final = "citadel-llm@{name}.service"
 DTYPE: Final = "bfloat16"
@@ -78,6 +80,7 @@ def plan(models: object, *, overrides: object, host: str, host_facts: object, se
     Raises:
         PlanError: With a sentence for everything that is wrong: in the input first; once that is sound, every
             violated constraint of ports, memory, CPUs and disk.
+
     """
     problems = Problems(host)
     catalogue = merge_catalogue(models, overrides, problems)
@@ -123,9 +126,7 @@ class _Planner:
     def _check_names(self) -> None:
         for model in self.models:
             if model.name == self.settings.gateway.name:
-                self.problems.add(
-                    f"{model.path} has the name of the gateway ({SETTINGS}.gateway.name): rename one of them."
-                )
+                self.problems.add(f"{model.path} has the name of the gateway ({SETTINGS}.gateway.name): rename one of them.")
 
     def _check_quotas(self) -> None:
         for model in self.models:
@@ -140,14 +141,14 @@ class _Planner:
             )
         if self.device is Device.CPU and self.host.isa is None:
             self.problems.add(
-                f"{HOST_FACTS}.isa is empty and the models run on the CPU: set it to avx2, avx512 or amx."
+                f"{HOST_FACTS}.isa is none and the models run on the CPU, for which vLLM needs AVX2 at least: choose a"
+                " host with avx2, avx512 or amx, or one with GPUs."
             )
         if self.device is Device.CPU:
             for model in self.models:
                 if model.pin.gpu_ids is not None:
                     self.problems.add(
-                        f"{model.path}.pin.gpu_ids is set and the models run on the CPU: leave it out, or set"
-                        " citadel_device to cuda."
+                        f"{model.path}.pin.gpu_ids is set and the models run on the CPU: leave it out, or set citadel_device to cuda."
                     )
 
     def _size(self) -> list[_Sized] | None:
@@ -166,12 +167,8 @@ class _Planner:
         eligible: dict[str, list[Variant]] = {}
         complete = True
         for model in self.models:
-            offered = [
-                variant for variant in model.variants if model.pin.variant is None or variant.name == model.pin.variant
-            ]
-            reasons = {
-                variant.name: why_not(variant, model.architecture, self.device, self.host.isa) for variant in offered
-            }
+            offered = [variant for variant in model.variants if model.pin.variant is None or variant.name == model.pin.variant]
+            reasons = {variant.name: why_not(variant, model.architecture, self.device, self.host.isa) for variant in offered}
             eligible[model.name] = [variant for variant in offered if reasons[variant.name] is None]
             if not eligible[model.name]:
                 complete = False
@@ -202,9 +199,7 @@ class _Planner:
             ceiling = max(usable_node_bytes(node, self.host, reserve) for node in self.host.numa_nodes)
         candidates = {
             model.name: tuple(
-                Candidate(
-                    variant=variant, needed_bytes=memory_needed(model, variant, model.min_num_seqs).total_bytes
-                )
+                Candidate(variant=variant, needed_bytes=memory_needed(model, variant, model.min_num_seqs).total_bytes)
                 for variant in variants[model.name]
             )
             for model in self.models
@@ -218,18 +213,17 @@ class _Planner:
             grant = grants.by_name[model.name]
             num_seqs, memory = spend(model, grant.variant, grant.granted_bytes)
             sized.append(_Sized(model=model, variant=grant.variant, num_seqs=num_seqs, memory=memory, gpu=None))
-        self._explain_quality(sized, candidates)
+        self._explain_quality(grants, candidates)
         return sized
 
-    def _explain_quality(self, sized: Sequence[_Sized], candidates: Mapping[str, Sequence[Candidate]]) -> None:
-        """Say which better variant would run here, had the service more memory."""
-        for entry in sized:
-            best = candidates[entry.model.name][0]
-            granted = entry.memory.total_bytes
-            if best.variant != entry.variant and granted == entry.model.request.memory_bytes:
+    def _explain_quality(self, grants: Grants, candidates: Mapping[str, Sequence[Candidate]]) -> None:
+        """Say which better variant would run here, had the service asked for more memory."""
+        for model in self.models:
+            best, grant, asked = candidates[model.name][0], grants.by_name[model.name], asked_bytes(model)
+            if grant.variant != best.variant and grant.needed_bytes <= asked:
                 self.warnings.append(
-                    f"{entry.model.name}: runs as {entry.variant.name}; {best.variant.name} would need"
-                    f" {gib(best.needed_bytes)} of the {gib(granted)} requested"
+                    f"{model.name}: runs as {grant.variant.name}, since {best.variant.name} needs"
+                    f" {gib(best.needed_bytes)} and {gib(asked)} are requested"
                 )
 
     def _size_cuda(self, variants: Mapping[str, Sequence[Variant]]) -> list[_Sized] | None:
@@ -237,10 +231,7 @@ class _Planner:
         if shares is None:
             return None
         needed = {name: _host_memory(len(share.gpu_ids)) for name, share in shares.items()}
-        candidates = {
-            name: (Candidate(variant=share.variant, needed_bytes=needed[name].total_bytes),)
-            for name, share in shares.items()
-        }
+        candidates = {name: (Candidate(variant=share.variant, needed_bytes=needed[name].total_bytes),) for name, share in shares.items()}
         budget = self._budget(self._whole_host_bytes())
         grants = decide(self.models, candidates, budget, self.settings.policy, self.problems)
         if grants is None:
@@ -323,8 +314,7 @@ class _Planner:
             totals=Totals(
                 memory_capacity_bytes=host.memory_bytes,
                 memory_reserved_bytes=settings.memory_reserve_bytes,
-                memory_requested_bytes=sum(service.memory_requested_bytes for service in services)
-                + gateway.memory_requested_bytes,
+                memory_requested_bytes=sum(service.memory_requested_bytes for service in services) + gateway.memory_requested_bytes,
                 memory_max_bytes=memory_max,
                 memory_free_bytes=host.memory_bytes - settings.memory_reserve_bytes - memory_max,
                 cpus_available=len(host.cores),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .problems import Problems
 from .reader import did_you_mean, display
+
+if TYPE_CHECKING:
+    from .problems import Problems
 
 CATALOGUE: Final = "citadel_models"
 OVERRIDES: Final = "citadel_model_overrides"
@@ -43,6 +45,7 @@ def merge_catalogue(models: object, overrides: object, problems: Problems) -> Ca
 
     Returns:
         The merged catalogue; empty where the shape is wrong.
+
     """
     base = _top_level(models, CATALOGUE, problems)
     over = {} if overrides is None else _top_level(overrides, OVERRIDES, problems)
@@ -57,9 +60,7 @@ def merge_catalogue(models: object, overrides: object, problems: Problems) -> Ca
                 " use the name of an entry, or describe a whole new model with its architecture and variants."
             )
     known = {
-        name: entry
-        for name, entry in named_over.items()
-        if name in named_base or (isinstance(entry, Mapping) and "architecture" in entry)
+        name: entry for name, entry in named_over.items() if name in named_base or (isinstance(entry, Mapping) and "architecture" in entry)
     }
     return Catalogue(entries=_merge(named_base, known), overridden=frozenset(_paths(known)))
 

@@ -7,16 +7,19 @@ slow each other down by a share that nobody can plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .id_lists import format_ids
-from .inputs import GatewayRequest, Host, Model, NumaNode
-from .problems import Problems
 from .units import gib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .inputs import GatewayRequest, Host, Model, NumaNode
+    from .problems import Problems
 
 Core = tuple[int, ...]
 
@@ -73,6 +76,7 @@ def deal_cores(requests: Sequence[int], available: int) -> tuple[int, ...]:
 
     Returns:
         Cores per request; the requests themselves where they fit.
+
     """
     if sum(requests) <= available:
         return tuple(requests)
@@ -104,25 +108,16 @@ def plan_cpus(
 
     Returns:
         The CPUs, or None where a pin cannot be honoured or a service finds no node for its memory.
+
     """
     pinned = _pinned_cores(models, host, problems)
     if pinned is None:
         return None
-    taken = {core for cores in pinned.values() for core in cores}
-    free = tuple(core for core in host.cores if core not in taken)
-    waiting = [model for model in models if model.name not in pinned]
-    requests = [*(model.request.cpus for model in waiting), gateway.cpus]
-    shared = len(free) < len(requests)
-    dealt = tuple(requests) if shared else deal_cores(requests, len(free))
-    counts = {model.name: count for model, count in zip(waiting, dealt, strict=False)}
-    homes = _homes(waiting, counts, pinned, granted_bytes, host, free, reserve_bytes, shared, problems)
+    dealer = _Dealer(models, pinned, gateway, host)
+    homes = dealer.homes(granted_bytes, reserve_bytes, problems)
     if homes is None:
         return None
-    asked = sum(model.request.cpus for model in models) + gateway.cpus
-    if shared:
-        return _share_all(models, pinned, homes, host, asked)
-    scaled = sum(requests) > len(free)
-    return _deal(models, pinned, counts, homes, dealt[-1], host, free, asked if scaled else None)
+    return dealer.share_all(homes) if dealer.shared else dealer.deal(homes)
 
 
 def _pinned_cores(models: Sequence[Model], host: Host, problems: Problems) -> dict[str, tuple[Core, ...]] | None:
@@ -138,10 +133,7 @@ def _pinned_cores(models: Sequence[Model], host: Host, problems: Problems) -> di
         path = f"{model.path}.pin.cpu_set"
         missing = [cpu for cpu in ids if cpu not in known]
         if missing:
-            problems.add(
-                f"{path} is {format_ids(ids)}, and {host.name} has no CPU {format_ids(missing)}: choose from"
-                f" {format_ids(known)}."
-            )
+            problems.add(f"{path} is {format_ids(ids)}, and {host.name} has no CPU {format_ids(missing)}: choose from {format_ids(known)}.")
             sound = False
             continue
         cores = tuple(core for core in host.cores if set(core) & set(ids))
@@ -157,183 +149,164 @@ def _pinned_cores(models: Sequence[Model], host: Host, problems: Problems) -> di
     return pinned if sound else None
 
 
-def _node_of(core: Core, host: Host) -> int:
-    return next((node.id for node in host.numa_nodes if core[0] in node.cpu_ids), host.numa_nodes[0].id)
+class _Dealer:
+    """Deals the cores of one host."""
 
+    def __init__(self, models: Sequence[Model], pinned: Mapping[str, Sequence[Core]], gateway: GatewayRequest, host: Host) -> None:
+        self.models = models
+        self.pinned = pinned
+        self.host = host
+        taken = {core for cores in pinned.values() for core in cores}
+        self.free = [core for core in host.cores if core not in taken]
+        self.waiting = [model for model in models if model.name not in pinned]
+        requests = [*(model.request.cpus for model in self.waiting), gateway.cpus]
+        self.asked = sum(model.request.cpus for model in models) + gateway.cpus
+        self.shared = len(self.free) < len(requests)
+        self.scaled = sum(requests) > len(self.free)
+        dealt = tuple(requests) if self.shared else deal_cores(requests, len(self.free))
+        self.gateway_count = dealt[-1]
+        self.counts = {model.name: count for model, count in zip(self.waiting, dealt[:-1], strict=True)}
+        self.node_by_cpu = {cpu: node.id for node in host.numa_nodes for cpu in node.cpu_ids}
 
-def _homes(
-    waiting: Sequence[Model],
-    counts: Mapping[str, int],
-    pinned: Mapping[str, Sequence[Core]],
-    granted_bytes: Mapping[str, int],
-    host: Host,
-    free: Sequence[Core],
-    reserve_bytes: int,
-    shared: bool,
-    problems: Problems,
-) -> dict[str, int] | None:
-    """Choose the node of each service: the one that holds its memory and, where it can be helped, all its cores.
+    def node_of(self, core: Core) -> int:
+        return self.node_by_cpu.get(core[0], self.host.numa_nodes[0].id)
 
-    First by port, then, where that leaves somebody out, the largest first; where still no node has both, a node with
-    the memory and the most free cores. On a host with one node there is nothing to choose.
-    """
-    fixed = {name: _node_of(cores[0], host) for name, cores in pinned.items()}
-    if len(host.numa_nodes) == 1:
-        return {**fixed, **{model.name: host.numa_nodes[0].id for model in waiting}}
-    memory = {node.id: usable_node_bytes(node, host, reserve_bytes) for node in host.numa_nodes}
-    cores = {node.id: sum(1 for core in free if _node_of(core, host) == node.id) for node in host.numa_nodes}
-    for name, node_id in fixed.items():
-        memory[node_id] -= granted_bytes[name]
-        if memory[node_id] < 0:
-            model_path = next(iter(pinned))
-            problems.add(
-                f"NUMA node {node_id} has no room for {gib(granted_bytes[name])} of {name}, whose cpu_set is pinned"
-                f" there: pin it to another node or lower its request ({model_path})."
+    def homes(self, granted_bytes: Mapping[str, int], reserve_bytes: int, problems: Problems) -> dict[str, int] | None:
+        """Choose the node of each service: it holds its memory and, where it can be helped, all its cores.
+
+        First by port, then, where that leaves somebody out, the largest first; where still no node has both, a node
+        with the memory and the most free cores. On a host with one node there is nothing to choose.
+        """
+        nodes = self.host.numa_nodes
+        fixed = {name: self.node_of(cores[0]) for name, cores in self.pinned.items()}
+        if len(nodes) == 1:
+            return {model.name: nodes[0].id for model in self.models}
+        memory = {node.id: usable_node_bytes(node, self.host, reserve_bytes) for node in nodes}
+        cores = {node.id: sum(1 for core in self.free if self.node_of(core) == node.id) for node in nodes}
+        for name, node_id in fixed.items():
+            memory[node_id] -= granted_bytes[name]
+            if memory[node_id] < 0:
+                problems.add(
+                    f"NUMA node {node_id} has no room for the {gib(granted_bytes[name])} of {name}, whose pin.cpu_set is on"
+                    " it: pin it to another node, or lower its request.memory."
+                )
+                return None
+        by_size = sorted(self.waiting, key=lambda model: (-granted_bytes[model.name], model.request.port, model.name))
+        for whole in (True, False):
+            for order in (self.waiting, by_size):
+                placed = self._place(order, granted_bytes, dict(memory), dict(cores), whole=whole)
+                if placed is not None:
+                    return fixed | placed
+        sizes = ", ".join(f"{model.name} {gib(granted_bytes[model.name])}" for model in by_size)
+        rooms = ", ".join(f"node {node_id} {gib(room)}" for node_id, room in sorted(memory.items()))
+        problems.add(
+            f"The services do not fit the NUMA nodes of {self.host.name}, and vLLM keeps each model on one node: {sizes};"
+            f" there is room for {rooms}. Lower request.memory of the largest, or set enabled: false on one."
+        )
+        return None
+
+    def _place(
+        self, order: Sequence[Model], granted_bytes: Mapping[str, int], memory: dict[int, int], cores: dict[int, int], *, whole: bool
+    ) -> dict[str, int] | None:
+        """Place services in an order; ``whole`` insists on a node that has all cores of a service."""
+        placed: dict[str, int] = {}
+        for model in order:
+            wanted, size = self.counts[model.name], granted_bytes[model.name]
+            # A node without a free core cannot be home: memory goes where the first CPU is.
+            roomy = [node_id for node_id in sorted(memory) if memory[node_id] >= size and (cores[node_id] or self.shared)]
+            complete = [node_id for node_id in roomy if cores[node_id] >= wanted]
+            if complete and not self.shared:
+                chosen = complete[0]
+            elif roomy and (self.shared or not whole):
+                chosen = max(roomy, key=lambda node_id: (cores[node_id], -node_id))
+            else:
+                return None
+            placed[model.name] = chosen
+            memory[chosen] -= size
+            cores[chosen] = max(0, cores[chosen] - wanted)
+        return placed
+
+    def _share(self, cores: Sequence[Core], home: int, *, exclusive: bool, bind: Sequence[Core]) -> CpuShare:
+        # The first CPU decides where vLLM binds its memory, so the home node's cores come first.
+        ordered = sorted(bind, key=lambda core: (self.node_of(core) != home, core))
+        return CpuShare(
+            cpu_ids=tuple(sorted(cpu for core in cores for cpu in core)),
+            exclusive=exclusive,
+            numa_nodes=(home, *sorted({self.node_of(core) for core in cores} - {home})),
+            omp_cpu_ids=tuple(core[0] for core in ordered),
+        )
+
+    def _pinned_share(self, model: Model, home: int, *, exclusive: bool) -> CpuShare:
+        """Honour a pin to the letter: its own CPUs, even where it leaves out a thread of a core."""
+        ids = model.pin.cpu_ids or ()
+        own = [tuple(cpu for cpu in core if cpu in ids) for core in self.pinned[model.name]]
+        return self._share(own, home, exclusive=exclusive, bind=own)
+
+    def share_all(self, homes: Mapping[str, int]) -> CpuPlan:
+        """Give all cores to everybody; each computes on those of its home node."""
+        host = self.host
+        services: dict[str, CpuShare] = {}
+        for model in self.models:
+            home = homes[model.name]
+            local = [core for core in host.cores if self.node_of(core) == home]
+            services[model.name] = (
+                self._pinned_share(model, home, exclusive=False)
+                if model.name in self.pinned
+                else self._share(host.cores, home, exclusive=False, bind=local)
             )
-            return None
-    by_port = list(waiting)
-    by_size = sorted(waiting, key=lambda model: (-granted_bytes[model.name], model.request.port, model.name))
-    for strict in (True, False):
-        for order in (by_port, by_size):
-            placed = _place(order, counts, granted_bytes, dict(memory), dict(cores), strict and not shared)
-            if placed is not None:
-                return {**fixed, **placed}
-    sizes = ", ".join(f"{model.name} {gib(granted_bytes[model.name])}" for model in by_size)
-    rooms = ", ".join(f"node {node_id} {gib(max(0, room))}" for node_id, room in sorted(memory.items()))
-    problems.add(
-        f"The services do not fit the NUMA nodes of {host.name}, and vLLM keeps each model on one node: {sizes};"
-        f" there is room for {rooms}. Lower request.memory of the largest, or set enabled: false on one."
-    )
-    return None
-
-
-def _place(
-    order: Sequence[Model],
-    counts: Mapping[str, int],
-    granted_bytes: Mapping[str, int],
-    memory: dict[int, int],
-    cores: dict[int, int],
-    strict: bool,
-) -> dict[str, int] | None:
-    placed: dict[str, int] = {}
-    for model in order:
-        wanted, size = counts.get(model.name, 0), granted_bytes[model.name]
-        # A node without a free core cannot be home: memory goes where the first CPU is.
-        roomy = [node_id for node_id in sorted(memory) if memory[node_id] >= size and (cores[node_id] or not wanted)]
-        whole = [node_id for node_id in roomy if cores[node_id] >= wanted]
-        if whole:
-            chosen = whole[0]
-        elif roomy and not strict:
-            chosen = max(roomy, key=lambda node_id: (cores[node_id], -node_id))
-        else:
-            return None
-        placed[model.name] = chosen
-        memory[chosen] -= size
-        cores[chosen] = max(0, cores[chosen] - wanted)
-    return placed
-
-
-def _share(cores: Sequence[Core], home: int, host: Host, *, exclusive: bool, bind: Sequence[Core]) -> CpuShare:
-    nodes = sorted({_node_of(core, host) for core in cores} - {home})
-    # The first CPU decides where vLLM binds its memory, so the home node's cores come first.
-    ordered = sorted(bind, key=lambda core: (_node_of(core, host) != home, core))
-    return CpuShare(
-        cpu_ids=tuple(sorted(cpu for core in cores for cpu in core)),
-        exclusive=exclusive,
-        numa_nodes=(home, *nodes),
-        omp_cpu_ids=tuple(core[0] for core in ordered),
-    )
-
-
-def _pinned_share(model: Model, cores: Sequence[Core], home: int, host: Host, *, exclusive: bool) -> CpuShare:
-    """Honour a pin to the letter: its own CPUs, even where it leaves out a thread of a core."""
-    ids = model.pin.cpu_ids or ()
-    return _share([tuple(cpu for cpu in core if cpu in ids) for core in cores], home, host, exclusive=exclusive,
-                  bind=[tuple(cpu for cpu in core if cpu in ids) for core in cores])
-
-
-def _share_all(
-    models: Sequence[Model],
-    pinned: Mapping[str, Sequence[Core]],
-    homes: Mapping[str, int],
-    host: Host,
-    asked: int,
-) -> CpuPlan:
-    services: dict[str, CpuShare] = {}
-    for model in models:
-        home = homes[model.name]
-        if model.name in pinned:
-            services[model.name] = _pinned_share(model, pinned[model.name], home, host, exclusive=False)
-            continue
-        local = [core for core in host.cores if _node_of(core, host) == home]
-        services[model.name] = _share(host.cores, home, host, exclusive=False, bind=local)
-    gateway = _share(host.cores, host.numa_nodes[0].id, host, exclusive=False, bind=host.cores)
-    return CpuPlan(
-        sharing=Sharing.SHARED,
-        services=services,
-        gateway=gateway,
-        warnings=(
-            f"cpus: {asked} cores are requested and {host.name} has {len(host.cores)}, fewer than one per service:"
-            " all share them, in proportion to their weights",
-        ),
-    )
-
-
-def _deal(
-    models: Sequence[Model],
-    pinned: Mapping[str, Sequence[Core]],
-    counts: Mapping[str, int],
-    homes: Mapping[str, int],
-    gateway_count: int,
-    host: Host,
-    free: Sequence[Core],
-    scaled_from: int | None,
-) -> CpuPlan:
-    left = list(free)
-    chosen: dict[str, list[Core]] = {model.name: [] for model in models}
-    for model in models:
-        local = [core for core in left if _node_of(core, host) == homes[model.name]]
-        chosen[model.name] = local[: counts.get(model.name, 0)]
-        left = [core for core in left if core not in chosen[model.name]]
-    warnings: list[str] = []
-    services: dict[str, CpuShare] = {}
-    for model in models:
-        home = homes[model.name]
-        if model.name in pinned:
-            services[model.name] = _pinned_share(model, pinned[model.name], home, host, exclusive=True)
-            continue
-        missing = counts[model.name] - len(chosen[model.name])
-        if missing:
-            chosen[model.name] += left[:missing]
-            left = left[missing:]
-            warnings.append(f"{model.name}: its {counts[model.name]} cores span NUMA nodes, no node had them free")
-        cores = chosen[model.name]
-        services[model.name] = _share(cores, home, host, exclusive=True, bind=cores)
-    gateway_cores = _gateway_cores(left, gateway_count, host)
-    if scaled_from is not None:
-        dealt = ", ".join(
-            [f"{model.name} {len(services[model.name].omp_cpu_ids)} of {model.request.cpus}" for model in models]
-            + [f"gateway {len(gateway_cores)}"]
+        return CpuPlan(
+            sharing=Sharing.SHARED,
+            services=services,
+            gateway=self._share(host.cores, host.numa_nodes[0].id, exclusive=False, bind=host.cores),
+            warnings=(
+                f"cpus: {self.asked} cores are requested and {host.name} has {len(host.cores)}, fewer than one per service:"
+                " all share them, in proportion to their weights",
+            ),
         )
-        warnings.insert(
-            0, f"cpus: {scaled_from} cores are requested and {host.name} has {len(host.cores)}: scaled down to {dealt}"
+
+    def deal(self, homes: Mapping[str, int]) -> CpuPlan:
+        """Give every service cores of its own: of its home node first, then, where these do not suffice, of others."""
+        left = list(self.free)
+        chosen: dict[str, list[Core]] = {}
+        for model in self.waiting:
+            local = [core for core in left if self.node_of(core) == homes[model.name]]
+            chosen[model.name] = local[: self.counts[model.name]]
+            left = [core for core in left if core not in chosen[model.name]]
+        warnings: list[str] = []
+        for model in self.waiting:
+            missing = self.counts[model.name] - len(chosen[model.name])
+            if missing:
+                chosen[model.name] += left[:missing]
+                left = left[missing:]
+                warnings.append(f"{model.name}: its {self.counts[model.name]} cores span NUMA nodes, no node had them free")
+        gateway_cores = self._gateway_cores(left)
+        if self.scaled:
+            dealt = ", ".join(f"{model.name} {self.counts[model.name]} of {model.request.cpus}" for model in self.waiting)
+            warnings.insert(
+                0,
+                f"cpus: {self.asked} cores are requested and {self.host.name} has {len(self.host.cores)}: scaled down to"
+                f" {dealt}{', ' if dealt else ''}gateway {len(gateway_cores)}",
+            )
+        services = {
+            model.name: self._pinned_share(model, homes[model.name], exclusive=True)
+            if model.name in self.pinned
+            else self._share(chosen[model.name], homes[model.name], exclusive=True, bind=chosen[model.name])
+            for model in self.models
+        }
+        return CpuPlan(
+            sharing=Sharing.SCALED if self.scaled else Sharing.AS_REQUESTED,
+            services=services,
+            gateway=self._share(gateway_cores, self.node_of(gateway_cores[0]), exclusive=True, bind=gateway_cores),
+            warnings=tuple(warnings),
         )
-    gateway_home = _node_of(gateway_cores[0], host)
-    return CpuPlan(
-        sharing=Sharing.AS_REQUESTED if scaled_from is None else Sharing.SCALED,
-        services=services,
-        gateway=_share(gateway_cores, gateway_home, host, exclusive=True, bind=gateway_cores),
-        warnings=tuple(warnings),
-    )
 
-
-def _gateway_cores(left: Sequence[Core], count: int, host: Host) -> list[Core]:
-    """Take the gateway's cores from one node where one has enough left; its memory is not bound."""
-    for node in host.numa_nodes:
-        local = [core for core in left if _node_of(core, host) == node.id]
-        if len(local) >= count:
-            return local[:count]
-    return list(left[:count])
+    def _gateway_cores(self, left: Sequence[Core]) -> list[Core]:
+        """Take the gateway's cores from one node where one has enough left; its memory is not bound."""
+        for node in self.host.numa_nodes:
+            local = [core for core in left if self.node_of(core) == node.id]
+            if len(local) >= self.gateway_count:
+                return local[: self.gateway_count]
+        return list(left[: self.gateway_count])
 
 
 def quota_percent(share: CpuShare, override: int | None) -> int | None:

@@ -8,12 +8,16 @@ grants what it lacks, from unreserved memory first, then from services with slac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .inputs import Model, Policy, Variant
-from .problems import Problems
-from .units import MIB, gib, round_up
+from .units import MIB, gib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .problems import Problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,95 +79,168 @@ def decide(
 
     Returns:
         The grants, whose sum is within the budget, or None where something was noted.
+
     """
-    asked = {model.name: _asked_bytes(model) for model in models}
-    fits = _check_sum(models, asked, candidates, budget, problems)
-    base, warnings = _under_ceiling(models, asked, budget, policy, problems)
-    chosen = {model.name: _choose(candidates[model.name], base[model.name]) for model in models}
-    short = [model for model in models if chosen[model.name].needed_bytes > base[model.name]]
-    stuck = [model for model in short if policy is Policy.STRICT or model.pin.memory_bytes is not None]
-    for model in stuck:
-        problems.add(_shortfall(model, candidates[model.name], base[model.name]))
-    for model in models:
-        needed = chosen[model.name].needed_bytes
-        if needed > budget.service_ceiling_bytes:
-            fits = False
-            problems.add(
-                f"{model.path} needs {gib(needed)} as {chosen[model.name].variant.name} and a NUMA node of this host"
-                f" has {gib(budget.service_ceiling_bytes)} for it: lower context_tokens or min_num_seqs, or add a"
-                " smaller variant."
-            )
-    if not fits or stuck:
-        return None
-    return _rebalance(models, chosen, candidates, base, short, budget, warnings, problems)
+    return _Decision(models, candidates, budget, policy, problems).grants()
 
 
-def _asked_bytes(model: Model) -> int:
+def asked_bytes(model: Model) -> int:
+    """Give what a service starts with: its pin, or else its request."""
     return model.request.memory_bytes if model.pin.memory_bytes is None else model.pin.memory_bytes
 
 
-def _check_sum(
-    models: Sequence[Model],
-    asked: Mapping[str, int],
-    candidates: Mapping[str, Sequence[Candidate]],
-    budget: Budget,
-    problems: Problems,
-) -> bool:
-    """Note a sum of requests beyond the host, with the least that each service could do with."""
-    total = sum(asked.values()) + budget.gateway_bytes
-    usable = budget.capacity_bytes - budget.reserve_bytes
-    if total <= usable:
-        return True
-    requests = ", ".join(f"{model.name} {gib(asked[model.name])}" for model in models)
-    least = {name: min(entry.needed_bytes for entry in entries) for name, entries in candidates.items()}
-    least_total = sum(least.values()) + budget.gateway_bytes
-    if least_total <= usable:
-        largest = max(models, key=lambda model: (asked[model.name] - least[model.name], -model.request.port))
-        spare = asked[largest.name] - least[largest.name]
-        if spare >= total - usable:
-            lower = (asked[largest.name] - (total - usable)) // MIB * MIB
-            way_out = (
-                f"lower {largest.path}.request.memory to {gib(lower)} or less (it can run in {gib(least[largest.name])})"
-            )
-        else:
-            parts = ", ".join(f"{model.name} {gib(least[model.name])}" for model in models)
-            way_out = f"lower the requests; the least they can run in is {parts}"
-    else:
-        parts = ", ".join(f"{model.name} {gib(least[model.name])}" for model in models)
-        way_out = (
-            f"even the least that they can run in ({parts}) is {gib(least_total)} with the gateway: set enabled: false"
-            " on a model, or take a host with more memory"
+def _memory_key(model: Model) -> str:
+    return f"{model.path}.{'request' if model.pin.memory_bytes is None else 'pin'}.memory"
+
+
+class _Decision:
+    """One run of the rules over one host."""
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        candidates: Mapping[str, Sequence[Candidate]],
+        budget: Budget,
+        policy: Policy,
+        problems: Problems,
+    ) -> None:
+        self.models = models
+        self.candidates = candidates
+        self.budget = budget
+        self.policy = policy
+        self.problems = problems
+        self.warnings: list[str] = []
+        self.granted = {model.name: asked_bytes(model) for model in models}
+
+    def grants(self) -> Grants | None:
+        sound = self._requests_fit()
+        sound &= self._fit_ceiling()
+        chosen = {model.name: _choose(self.candidates[model.name], self.granted[model.name]) for model in self.models}
+        short = [model for model in self.models if chosen[model.name].needed_bytes > self.granted[model.name]]
+        for model in short:
+            if self.policy is Policy.STRICT or model.pin.memory_bytes is not None:
+                self.problems.add(self._shortfall(model))
+                sound = False
+        if not sound:
+            return None
+        if not self._rebalance(chosen, short):
+            return None
+        return Grants(
+            by_name={
+                name: Grant(variant=pick.variant, granted_bytes=self.granted[name], needed_bytes=pick.needed_bytes)
+                for name, pick in chosen.items()
+            },
+            warnings=tuple(self.warnings),
         )
-    problems.add(
-        f"The requests add up to {gib(total)} ({requests}, gateway {gib(budget.gateway_bytes)}) and the host has"
-        f" {gib(usable)} for them ({gib(budget.capacity_bytes)} less citadel_plan_settings.memory_reserve of"
-        f" {gib(budget.reserve_bytes)}), {gib(total - usable)} too little: {way_out}."
-    )
-    return False
 
+    def _least(self) -> dict[str, int]:
+        """Find the least that each service could do with."""
+        return {name: min(entry.needed_bytes for entry in entries) for name, entries in self.candidates.items()}
 
-def _under_ceiling(
-    models: Sequence[Model], asked: Mapping[str, int], budget: Budget, policy: Policy, problems: Problems
-) -> tuple[dict[str, int], list[str]]:
-    """Cut requests down to what one NUMA node can hold; a pin or ``strict`` refuses instead."""
-    base = dict(asked)
-    warnings: list[str] = []
-    ceiling = budget.service_ceiling_bytes // MIB * MIB
-    for model in models:
-        if asked[model.name] <= ceiling:
-            continue
-        base[model.name] = ceiling
-        if policy is Policy.STRICT or model.pin.memory_bytes is not None:
-            key = "request.memory" if model.pin.memory_bytes is None else "pin.memory"
-            problems.add(
-                f"{model.path}.{key} is {gib(asked[model.name])}, which is more than the {gib(ceiling)} that a NUMA"
-                f" node has for a service, and vLLM keeps a model on one node: lower it to {gib(ceiling)}."
+    def _requests_fit(self) -> bool:
+        """Note a sum of requests beyond the host, with a way out that really fits."""
+        budget, asked = self.budget, self.granted
+        over = sum(asked.values()) - budget.services_bytes
+        if over <= 0:
+            return True
+        least = self._least()
+        requests = ", ".join(f"{model.name} {gib(asked[model.name])}" for model in self.models)
+        parts = ", ".join(f"{model.name} {gib(least[model.name])}" for model in self.models)
+        largest = max(self.models, key=lambda model: (asked[model.name] - least[model.name], -model.request.port))
+        if sum(least.values()) > budget.services_bytes:
+            way_out = (
+                f"even the least that they can run in ({parts}) is {gib(sum(least.values()) + budget.gateway_bytes)} with the"
+                " gateway; set enabled: false on a model, or take a host with more memory"
             )
+        elif asked[largest.name] - least[largest.name] >= over:
+            lower = (asked[largest.name] - over) // MIB
+            way_out = f'lower {_memory_key(largest)} to "{lower}MiB" or less (it can run in {gib(least[largest.name])})'
         else:
-            warnings.append(
-                f"{model.name}: requested {gib(asked[model.name])}, one NUMA node has {gib(ceiling)} for it"
+            way_out = f"lower the requests; the least that they can run in is {parts}"
+        self.problems.add(
+            f"The requests add up to {gib(sum(asked.values()) + budget.gateway_bytes)} ({requests}, gateway"
+            f" {gib(budget.gateway_bytes)}) and the host has {gib(budget.capacity_bytes - budget.reserve_bytes)} for them"
+            f" ({gib(budget.capacity_bytes)} less citadel_plan_settings.memory_reserve of {gib(budget.reserve_bytes)}),"
+            f" {gib(over)} too little: {way_out}."
+        )
+        return False
+
+    def _fit_ceiling(self) -> bool:
+        """Cut requests down to what one NUMA node can hold; a pin or ``strict`` refuses instead."""
+        ceiling = self.budget.service_ceiling_bytes // MIB * MIB
+        least = self._least()
+        sound = True
+        for model in self.models:
+            asked = self.granted[model.name]
+            if asked > ceiling:
+                self.granted[model.name] = ceiling
+                if self.policy is Policy.STRICT or model.pin.memory_bytes is not None:
+                    sound = False
+                    self.problems.add(
+                        f"{_memory_key(model)} is {gib(asked)}, which is more than the {gib(ceiling)} that a NUMA node has for a"
+                        f' service, and vLLM keeps a model on one node: lower it to "{ceiling // MIB}MiB".'
+                    )
+                else:
+                    self.warnings.append(f"{model.name}: requested {gib(asked)}, and the {gib(ceiling)} of a NUMA node are granted")
+            if least[model.name] > ceiling:
+                sound = False
+                self.problems.add(
+                    f"{model.path} needs {gib(least[model.name])} at least, and no NUMA node has more than {gib(ceiling)} for a"
+                    " service: lower its context_tokens or min_num_seqs, or add a smaller variant."
+                )
+        return sound
+
+    def _needs(self, model: Model) -> str:
+        return ", ".join(f"{entry.variant.name} needs {gib(entry.needed_bytes)}" for entry in self.candidates[model.name])
+
+    def _shortfall(self, model: Model) -> str:
+        nearest = min(self.candidates[model.name], key=lambda candidate: candidate.needed_bytes)
+        return (
+            f"{_memory_key(model)} is {gib(self.granted[model.name])}, which fits no variant that runs here"
+            f' ({self._needs(model)}): raise it to "{nearest.needed_bytes // MIB}MiB" for {nearest.variant.name}, or lower'
+            f" context_tokens ({model.request.context_tokens}) or min_num_seqs ({model.min_num_seqs})."
+        )
+
+    def _rebalance(self, chosen: Mapping[str, Candidate], short: Sequence[Model]) -> bool:
+        """Grant what the short services lack: from unreserved memory first, then from slack, largest first."""
+        unreserved = max(0, self.budget.services_bytes - sum(self.granted.values())) // MIB * MIB
+        slack = {
+            model.name: self.granted[model.name] - chosen[model.name].needed_bytes
+            for model in self.models
+            if model not in short and model.pin.memory_bytes is None
+        }
+        lacking = sum(chosen[model.name].needed_bytes - self.granted[model.name] for model in short)
+        if lacking > unreserved + sum(slack.values()):
+            for model in short:
+                self.problems.add(self._shortfall(model))
+            self.problems.add(
+                f"Rebalancing would need {gib(lacking)} more, and {gib(unreserved)} of the host are unreserved and"
+                f" {gib(sum(slack.values()))} of the other services' requests are slack: lower a request, set enabled: false"
+                " on a model, or take a host with more memory."
             )
-    return base, warnings
+            return False
+        given: dict[str, int] = {}
+        for model in short:
+            asked = self.granted[model.name]
+            missing = chosen[model.name].needed_bytes - asked
+            part = min(unreserved, missing)
+            unreserved -= part
+            missing -= part
+            for donor in sorted(slack, key=lambda name: (-slack[name], name)):
+                part = min(slack[donor], missing)
+                slack[donor] -= part
+                missing -= part
+                given[donor] = given.get(donor, 0) + part
+            self.granted[model.name] = chosen[model.name].needed_bytes
+            self.warnings.append(
+                f"{model.name}: requested {gib(asked)}, which fits no variant that runs here ({self._needs(model)});"
+                f" granted {gib(self.granted[model.name])}"
+            )
+        for name, part in sorted(given.items()):
+            self.granted[name] -= part
+            if part:
+                self.warnings.append(f"{name}: gives {gib(part)} of its {gib(self.granted[name] + part)} to others")
+        return True
 
 
 def _choose(candidates: Sequence[Candidate], granted_bytes: int) -> Candidate:
@@ -172,80 +249,3 @@ def _choose(candidates: Sequence[Candidate], granted_bytes: int) -> Candidate:
         if candidate.needed_bytes <= granted_bytes:
             return candidate
     return min(candidates, key=lambda candidate: candidate.needed_bytes)
-
-
-def _needs(candidates: Sequence[Candidate]) -> str:
-    return ", ".join(f"{entry.variant.name} needs {gib(entry.needed_bytes)}" for entry in candidates)
-
-
-def _shortfall(model: Model, candidates: Sequence[Candidate], granted_bytes: int) -> str:
-    nearest = min(candidates, key=lambda candidate: candidate.needed_bytes)
-    key = "request.memory" if model.pin.memory_bytes is None else "pin.memory"
-    enough = round_up(nearest.needed_bytes, MIB) // MIB
-    return (
-        f"{model.path}.{key} is {gib(granted_bytes)}, which fits no variant that runs here ({_needs(candidates)}):"
-        f' raise it to "{enough}MiB" for {nearest.variant.name}, or lower context_tokens ({model.request.context_tokens})'
-        f" or min_num_seqs ({model.min_num_seqs})."
-    )
-
-
-def _rebalance(
-    models: Sequence[Model],
-    chosen: Mapping[str, Candidate],
-    candidates: Mapping[str, Sequence[Candidate]],
-    base: Mapping[str, int],
-    short: Sequence[Model],
-    budget: Budget,
-    warnings: list[str],
-    problems: Problems,
-) -> Grants | None:
-    granted = dict(base)
-    unreserved = max(0, budget.services_bytes - sum(base.values())) // MIB * MIB
-    donors = {
-        model.name: base[model.name] - chosen[model.name].needed_bytes
-        for model in models
-        if model not in short and model.pin.memory_bytes is None
-    }
-    lacking = sum(chosen[model.name].needed_bytes - base[model.name] for model in short)
-    available = unreserved + sum(donors.values())
-    if lacking > available:
-        for model in short:
-            problems.add(_shortfall(model, candidates[model.name], base[model.name]))
-        problems.add(
-            f"citadel_plan_policy is rebalance, and {gib(lacking)} are lacking: {gib(unreserved)} of the host are"
-            f" unreserved and the other services can spare {gib(sum(donors.values()))}: lower a request, or take a host"
-            " with more memory."
-        )
-        return None
-    given: dict[str, int] = {}
-    for model in short:
-        missing = chosen[model.name].needed_bytes - granted[model.name]
-        part = min(unreserved, missing)
-        unreserved -= part
-        missing -= part
-        granted[model.name] += part
-        for donor in sorted(donors, key=lambda name: (-donors[name], name)):
-            part = min(donors[donor], missing)
-            if part <= 0:
-                continue
-            donors[donor] -= part
-            missing -= part
-            granted[donor] -= part
-            granted[model.name] += part
-            given[donor] = given.get(donor, 0) + part
-        warnings.append(
-            f"{model.name}: requested {gib(base[model.name])}, which fits no variant that runs here"
-            f" ({_needs(candidates[model.name])}); granted {gib(granted[model.name])}"
-        )
-    warnings.extend(f"{model.name}: gives {gib(given[model.name])} to others" for model in models if model.name in given)
-    return Grants(
-        by_name={
-            model.name: Grant(
-                variant=chosen[model.name].variant,
-                granted_bytes=granted[model.name],
-                needed_bytes=chosen[model.name].needed_bytes,
-            )
-            for model in models
-        },
-        warnings=tuple(warnings),
-    )

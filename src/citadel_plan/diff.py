@@ -48,6 +48,7 @@ def diff_plans(deployed: Mapping[str, Any] | None, planned: Mapping[str, Any]) -
         ``{"restart": [{"service", "reasons"}], "live": [{"service", "changes"}], "unchanged": [name],
         "remove": [name]}``: each service and the gateway under exactly one of the first three; ``remove`` names
         services that the new plan no longer has. Order: services by API port, then the gateway.
+
     """
     before = _units(deployed) if deployed else {}
     after = _units(planned)
@@ -76,7 +77,7 @@ def diff_plans(deployed: Mapping[str, Any] | None, planned: Mapping[str, Any]) -
 
 
 def _units(plan: Mapping[str, Any]) -> dict[str, tuple[Mapping[str, Any], tuple[str, ...]]]:
-    units = {service["name"]: (service, RESTART_KEYS) for service in plan["services"]}
+    units: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {service["name"]: (service, RESTART_KEYS) for service in plan["services"]}
     units[plan["gateway"]["name"]] = (plan["gateway"], GATEWAY_RESTART_KEYS)
     return units
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .inputs import GatewayRequest
-from .problems import Problems
 from .units import MIB, gib
+
+if TYPE_CHECKING:
+    from .inputs import GatewayRequest
+    from .problems import Problems
 
 PARENT_BYTES: Final = 320 * MIB
 """LiteLLM's parent process; measured 314 MB with two workers."""
@@ -25,6 +27,7 @@ def gateway_workers(gateway: GatewayRequest, cores: int, problems: Problems) -> 
 
     Returns:
         Workers, at least one.
+
     """
     fitting = (gateway.memory_bytes - PARENT_BYTES) // WORKER_BYTES
     wanted = 1 if gateway.workers is None else gateway.workers

@@ -6,14 +6,17 @@ quality goes down evenly: the service that is still on its best variant steps fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .inputs import Gpu, Host, Model, Variant
 from .memory import activation_bytes, kv_pool_bytes
-from .problems import Problems
 from .units import GIB, MIB, gib
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .inputs import Gpu, Host, Model, Variant
+    from .problems import Problems
 
 GPU_LIMIT_THOUSANDTHS: Final = 950
 """Sum of --gpu-memory-utilization of all services on one GPU: drivers and other contexts need the rest."""
@@ -23,6 +26,8 @@ GPU_BASE_BYTES: Final = 1536 * MIB
 
 GPU_HEADROOM_PERCENT: Final = 3
 GPU_BLOCK_TOKENS: Final = 16
+GPU_CONCURRENT_BATCHES: Final = 2
+"""Asynchronous scheduling is on with CUDA: one batch runs while the next is prepared."""
 
 HOST_BASE_BYTES: Final = 5 * GIB
 """Host memory of a service on CUDA with one worker: API server, engine core, a CUDA worker, pinned buffers."""
@@ -72,12 +77,11 @@ def plan_gpus(
 
     Returns:
         Variant, GPUs and sequences per service, or None where they do not fit.
+
     """
     if not _pins_exist(models, host, problems):
         return None
-    able = {
-        model.name: [variant for variant in variants[model.name] if _sizes(model, variant, host)] for model in models
-    }
+    able = {model.name: [variant for variant in variants[model.name] if _sizes(model, variant, host)] for model in models}
     for model in models:
         if not able[model.name]:
             smallest = min(variants[model.name], key=lambda variant: variant.weights_bytes)
@@ -99,9 +103,7 @@ def plan_gpus(
         if not steps:
             break
         rank[min(steps, key=lambda model: _step_key(model, able[model.name], rank[model.name])).name] += 1
-    sizes = ", ".join(
-        f"{model.name} {gib(sum(_parts(model, chosen[model.name], model.min_num_seqs, 1)))}" for model in models
-    )
+    sizes = ", ".join(f"{model.name} {gib(sum(_parts(model, chosen[model.name], model.min_num_seqs, 1)))}" for model in models)
     gpus = ", ".join(f"GPU {gpu.id} {gib(gpu.memory_bytes)}" for gpu in host.gpus)
     problems.add(
         f"The services do not fit the GPUs of {host.name} together, even in their smallest variants: {sizes}; there are"
@@ -122,9 +124,7 @@ def _pins_exist(models: Sequence[Model], host: Host, problems: Problems) -> bool
     for model in models:
         missing = [gpu_id for gpu_id in model.pin.gpu_ids or () if gpu_id not in known]
         if missing:
-            problems.add(
-                f"{model.path}.pin.gpu_ids names GPU {missing[0]}, which {host.name} does not have: choose from {known}."
-            )
+            problems.add(f"{model.path}.pin.gpu_ids names GPU {missing[0]}, which {host.name} does not have: choose from {known}.")
             sound = False
     return sound
 
@@ -135,13 +135,11 @@ def _parts(model: Model, variant: Variant, num_seqs: int, workers: int) -> tuple
         model.architecture,
         kv_cache_dtype=variant.kv_cache_dtype,
         context_tokens=model.request.context_tokens,
-        max_num_batched_tokens=model.engine.max_num_batched_tokens,
+        in_flight_tokens=GPU_CONCURRENT_BATCHES * model.engine.max_num_batched_tokens,
         num_seqs=num_seqs,
         block_tokens=GPU_BLOCK_TOKENS,
     )
-    activations = activation_bytes(
-        model.architecture, max_num_batched_tokens=model.engine.max_num_batched_tokens, num_seqs=num_seqs
-    )
+    activations = activation_bytes(model.architecture, max_num_batched_tokens=model.engine.max_num_batched_tokens, num_seqs=num_seqs)
     # Key and value heads that cannot be split are repeated on every worker.
     split = min(workers, model.architecture.kv_heads)
     return -(-variant.weights_bytes // workers), -(-kv_cache // split), GPU_BASE_BYTES + activations
@@ -201,24 +199,19 @@ def _spot(model: Model, variant: Variant, workers: int, used: Mapping[int, int],
         roomy = [
             gpu.id
             for gpu in group
-            if used[gpu.id] + thousandths <= GPU_LIMIT_THOUSANDTHS
-            and (model.pin.gpu_ids is None or gpu.id in model.pin.gpu_ids)
+            if used[gpu.id] + thousandths <= GPU_LIMIT_THOUSANDTHS and (model.pin.gpu_ids is None or gpu.id in model.pin.gpu_ids)
         ]
         if len(roomy) >= workers:
             return _Placed(gpu_ids=tuple(roomy[:workers]), thousandths=thousandths)
     return None
 
 
-def _grow(
-    models: Sequence[Model], chosen: Mapping[str, Variant], placed: Mapping[str, _Placed], host: Host
-) -> dict[str, GpuShare]:
+def _grow(models: Sequence[Model], chosen: Mapping[str, Variant], placed: Mapping[str, _Placed], host: Host) -> dict[str, GpuShare]:
     """Give what is left of each GPU to KV cache: one sequence each in turn, up to ``max_num_seqs``."""
     by_id = {gpu.id: gpu for gpu in host.gpus}
     seqs = {model.name: model.min_num_seqs for model in models}
     shares = {name: spot.thousandths for name, spot in placed.items()}
-    used = {
-        gpu_id: sum(shares[name] for name, spot in placed.items() if gpu_id in spot.gpu_ids) for gpu_id in by_id
-    }
+    used = {gpu_id: sum(shares[name] for name, spot in placed.items() if gpu_id in spot.gpu_ids) for gpu_id in by_id}
     growing = list(models)
     while growing:
         for model in list(growing):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _RANGE: Final = re.compile(r"(?P<first>\d{1,5})(?:-(?P<last>\d{1,5}))?")
 
@@ -20,6 +22,7 @@ def parse_ids(text: str) -> tuple[int, ...]:
 
     Raises:
         ValueError: The rest of a sentence that begins with the name and the value.
+
     """
     ids: set[int] = set()
     for part in text.split(","):

@@ -14,6 +14,9 @@ from .units import GIB, MIB, round_up
 CPU_BLOCK_TOKENS: Final = 128
 """vLLM's block size on the CPU (platforms/cpu.py)."""
 
+CPU_CONCURRENT_BATCHES: Final = 1
+"""Batches under way at a time: asynchronous scheduling is off on the CPU (platforms/cpu.py)."""
+
 RUNTIME_BASE_BYTES: Final = 1792 * MIB
 """API server, engine core and worker, without weights, KV pool and activations.
 
@@ -66,20 +69,26 @@ def kv_bytes_per_token(architecture: Architecture, kv_cache_dtype: str) -> int:
     return 2 * architecture.layers * heads * KV_CACHE_ELEMENT_BYTES[kv_cache_dtype]
 
 
-def blocks_per_sequence(
-    architecture: Architecture, *, context_tokens: int, max_num_batched_tokens: int, block_tokens: int
-) -> int:
+def blocks_per_sequence(architecture: Architecture, *, context_tokens: int, in_flight_tokens: int, block_tokens: int) -> int:
     """KV blocks that one sequence of full context holds.
 
-    With a sliding window vLLM counts ``ceil(min(window - 1 + max_num_batched_tokens, context) / block) + 1``
-    (vllm/v1/kv_cache_interface.py, SlidingWindowSpec.max_memory_usage_bytes), which can be one block more than without.
-    The larger of both is planned: a window that vLLM does not use must not break the plan.
+    With a sliding window vLLM counts ``ceil(min(window - 1 + in_flight, context) / block) + 1``
+    (vllm/v1/kv_cache_interface.py, SlidingWindowSpec.max_admission_blocks_per_request), which can be one block more
+    than without. The larger of both is planned: a window that vLLM does not use must not break the plan.
+
+    Args:
+        architecture: The model.
+        context_tokens: Tokens of a full context.
+        in_flight_tokens: Tokens scheduled and not yet settled: ``max_num_batched_tokens``, once for each batch that
+            is under way at a time (vllm/config/vllm.py, max_in_flight_tokens).
+        block_tokens: Tokens of a block.
+
     """
     full = -(-context_tokens // block_tokens)
     window = architecture.sliding_window_tokens
     if window is None:
         return full
-    held = min(window - 1 + max_num_batched_tokens, context_tokens)
+    held = min(window - 1 + in_flight_tokens, context_tokens)
     return max(full, -(-held // block_tokens) + 1)
 
 
@@ -88,7 +97,7 @@ def kv_pool_bytes(
     *,
     kv_cache_dtype: str,
     context_tokens: int,
-    max_num_batched_tokens: int,
+    in_flight_tokens: int,
     num_seqs: int,
     block_tokens: int,
 ) -> int:
@@ -100,7 +109,7 @@ def kv_pool_bytes(
     blocks = blocks_per_sequence(
         architecture,
         context_tokens=context_tokens,
-        max_num_batched_tokens=max_num_batched_tokens,
+        in_flight_tokens=in_flight_tokens,
         block_tokens=block_tokens,
     )
     return (num_seqs * blocks + 1) * block_tokens * kv_bytes_per_token(architecture, kv_cache_dtype)
@@ -124,26 +133,24 @@ def activation_bytes(architecture: Architecture, *, max_num_batched_tokens: int,
 
 
 def load_transient_bytes(architecture: Architecture, weight_format: WeightFormat) -> int:
-    """What loading needs beside the weights: one module twice, while its layout is changed.
+    """Give what loading needs beside the weights: one module twice, while its layout is changed.
 
     Source: vllm/model_executor/layers/utils.py, dispatch_cpu_unquantized_gemm: repacks a module, then frees the
     original. The largest module is gate and up together, all experts of a layer in one; 1.75 GiB for bf16 Mixtral.
     """
-    parameters = 2 * architecture.intermediate * architecture.hidden * architecture.experts
+    parameters = 2 * architecture.intermediate * architecture.hidden * max(1, architecture.experts)
     return -(-parameters * WEIGHT_ELEMENT_BYTES_PERCENT[weight_format] // 100)
 
 
 def runtime_bytes(model: Model, *, num_seqs: int) -> int:
-    """What the processes of a service take besides weights and KV pool."""
+    """Sum up what the processes of a service take besides weights and KV pool."""
     compiling = 0 if model.engine.enforce_eager is not False else COMPILE_BYTES
-    activations = activation_bytes(
-        model.architecture, max_num_batched_tokens=model.engine.max_num_batched_tokens, num_seqs=num_seqs
-    )
+    activations = activation_bytes(model.architecture, max_num_batched_tokens=model.engine.max_num_batched_tokens, num_seqs=num_seqs)
     return RUNTIME_BASE_BYTES + compiling + activations
 
 
 def memory_needed(model: Model, variant: Variant, num_seqs: int) -> Memory:
-    """What a service needs to hold ``num_seqs`` sequences of full context.
+    """Sum up what a service needs to hold ``num_seqs`` sequences of full context.
 
     The headroom is at least what loading needs beyond the KV pool, which is allocated after the weights; it rounds
     the sum up to a whole MiB.
@@ -152,7 +159,7 @@ def memory_needed(model: Model, variant: Variant, num_seqs: int) -> Memory:
         model.architecture,
         kv_cache_dtype=variant.kv_cache_dtype,
         context_tokens=model.request.context_tokens,
-        max_num_batched_tokens=model.engine.max_num_batched_tokens,
+        in_flight_tokens=CPU_CONCURRENT_BATCHES * model.engine.max_num_batched_tokens,
         num_seqs=num_seqs,
         block_tokens=CPU_BLOCK_TOKENS,
     )
@@ -184,6 +191,7 @@ def spend(model: Model, variant: Variant, granted_bytes: int) -> tuple[int, Memo
 
     Returns:
         The number of sequences, and the memory, whose total is the grant.
+
     """
     low, high = model.min_num_seqs, model.max_num_seqs
     while low < high:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .catalogue import Catalogue
 from .id_lists import parse_ids
 from .inputs import (
     Architecture,
@@ -28,13 +27,17 @@ from .inputs import (
     Variant,
     WeightFormat,
 )
-from .problems import Problems
 from .reader import Reader
 from .units import GIB, MIB, TIB
+
+if TYPE_CHECKING:
+    from .catalogue import Catalogue
+    from .problems import Problems
 
 SETTINGS: Final = "citadel_plan_settings"
 HOST_FACTS: Final = "citadel_host_facts"
 
+NO_ISA: Final = "none"
 MAX_PORT: Final = 65535
 _FIRST_FREE_PORT: Final = 1024
 """Below it only root may listen, and none of our services runs as root."""
@@ -49,9 +52,7 @@ _DEFAULT_TASKS_MAX: Final = 512
 _DEFAULT_IO_WEIGHT: Final = 100
 
 _SERVICE_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
-_SERVICE_NAME_RULE: Final = (
-    "cannot name a systemd instance and a folder: use lower-case letters, digits, dots and dashes, 63 at most"
-)
+_SERVICE_NAME_RULE: Final = "cannot name a systemd instance and a folder: use lower-case letters, digits, dots and dashes, 63 at most"
 _REVISION: Final = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ABSOLUTE: Final = re.compile(r"/[^\0\n]*")
@@ -90,6 +91,7 @@ def parse_models(catalogue: Catalogue, problems: Problems) -> tuple[Model, ...]:
 
     Returns:
         The enabled models, ordered by API port and name whatever the order of the inventory's keys.
+
     """
     models: list[Model] = []
     for name in sorted(catalogue.entries):
@@ -144,10 +146,10 @@ def _parse_architecture(reader: Reader) -> Architecture:
     kv_heads = reader.integer("kv_heads", low=1, high=1024)
     if reader.has("heads") and reader.has("kv_heads") and heads % kv_heads:
         reader.complain("kv_heads", f"does not divide heads ({heads}): take both from the model's config.json")
-    experts = reader.integer("experts", low=1, high=1024, default=1)
-    experts_per_token = reader.integer("experts_per_token", low=1, high=1024, default=1)
-    if experts_per_token > experts:
-        reader.complain("experts_per_token", f"is more than experts ({experts})")
+    experts = reader.integer("experts", low=0, high=1024, default=0)
+    experts_per_token = reader.integer("experts_per_token", low=0, high=1024, default=0)
+    if experts_per_token > experts or (experts > 1 and not experts_per_token):
+        reader.complain("experts_per_token", f"is not between 1 and experts ({experts}), or 0 where there are none")
     architecture = Architecture(
         model_class=reader.text("class"),
         layers=reader.integer("layers", low=1, high=1024),
@@ -172,9 +174,7 @@ def _parse_request(reader: Reader, architecture: Architecture) -> Request:
     native = architecture.native_context_tokens
     context_tokens = reader.integer("context_tokens", low=2, high=2**24)
     if reader.has("context_tokens") and 1 < native < context_tokens:
-        reader.complain(
-            "context_tokens", f"is more than the model was made for: write {native} (native_context_tokens) or less"
-        )
+        reader.complain("context_tokens", f"is more than the model was made for: write {native} (native_context_tokens) or less")
     request = Request(
         port=reader.integer("port", low=_FIRST_FREE_PORT, high=MAX_PORT),
         memory_bytes=reader.size("memory", low=64 * MIB, high=_MAX_MEMORY),
@@ -372,16 +372,21 @@ def parse_host(name: str, value: object, problems: Problems) -> Host:
     host = Host(
         name=name,
         memory_bytes=memory_bytes,
-        isa=Isa(reader.choice("isa", list(Isa))) if reader.has("isa") else None,
+        isa=_parse_isa(reader),
         numa_nodes=nodes,
         cores=_parse_cores(reader, cpu_ids),
         gpus=_parse_gpus(reader, problems),
         storage_free_bytes=reader.integer("storage_free_bytes", low=0, high=_MAX_STORAGE),
         listeners=_parse_listeners(reader, problems),
     )
-    reader.raw("isa", required=False)
     reader.finish()
     return host
+
+
+def _parse_isa(reader: Reader) -> Isa | None:
+    """Read the instruction set; a host with less than AVX2 says "none", and can still have GPUs."""
+    word = reader.choice("isa", [*Isa, NO_ISA], default=NO_ISA)
+    return None if word == NO_ISA else Isa(word)
 
 
 def _parse_cores(reader: Reader, cpu_ids: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -404,9 +409,7 @@ def _parse_cores(reader: Reader, cpu_ids: tuple[int, ...]) -> tuple[tuple[int, .
     return tuple(sorted(cores))
 
 
-def _parse_numa_nodes(
-    parent: Reader, cpu_ids: tuple[int, ...], memory_bytes: int, problems: Problems
-) -> tuple[NumaNode, ...]:
+def _parse_numa_nodes(parent: Reader, cpu_ids: tuple[int, ...], memory_bytes: int, problems: Problems) -> tuple[NumaNode, ...]:
     nodes: list[NumaNode] = []
     owner: dict[int, int] = {}
     for position, item in enumerate(parent.items("numa_nodes", required=False)):
@@ -428,9 +431,7 @@ def _parse_numa_nodes(
         return (NumaNode(id=0, cpu_ids=cpu_ids, memory_bytes=memory_bytes),)
     stray = sorted(set(cpu_ids) - set(owner))
     if stray:
-        problems.add(
-            f"{HOST_FACTS}.numa_nodes has no node for CPU {stray[0]} of {HOST_FACTS}.cpus: list every CPU in one node."
-        )
+        problems.add(f"{HOST_FACTS}.numa_nodes has no node for CPU {stray[0]} of {HOST_FACTS}.cpus: list every CPU in one node.")
     return tuple(sorted(nodes, key=lambda node: node.id))
 
 
@@ -449,6 +450,14 @@ def _parse_gpus(parent: Reader, problems: Problems) -> tuple[Gpu, ...]:
     return tuple(gpus[key] for key in sorted(gpus))
 
 
+def _unit(reader: Reader) -> str | None:
+    """Read the unit of a listener, which is empty for a program that none holds."""
+    value = reader.raw("unit", required=False)
+    if value is not None and not isinstance(value, str):
+        reader.complain("unit", "is not the name of a unit")
+    return value if isinstance(value, str) and value else None
+
+
 def _parse_listeners(parent: Reader, problems: Problems) -> tuple[Listener, ...]:
     listeners: list[Listener] = []
     for position, item in enumerate(parent.items("listening_ports", required=False)):
@@ -457,10 +466,8 @@ def _parse_listeners(parent: Reader, problems: Problems) -> tuple[Listener, ...]
             Listener(
                 address=reader.text("address"),
                 port=reader.integer("port", low=1, high=MAX_PORT),
-                unit=reader.optional_text("unit"),
+                unit=_unit(reader),
             )
         )
         reader.finish()
     return tuple(sorted(listeners, key=lambda entry: (entry.port, entry.address, entry.unit or "")))
-
-

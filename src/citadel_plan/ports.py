@@ -7,13 +7,15 @@ therefore use the same number for the same service, and only listeners of the sa
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .inputs import Host, Listener, Model, Settings
-from .problems import Problems
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .inputs import Host, Listener, Model, Settings
+    from .problems import Problems
 
 METRICS_OFFSET: Final = 1
 STATE_OFFSET: Final = 10_000
@@ -26,7 +28,7 @@ OWN_UNITS: Final = frozenset({"haproxy.service", "prometheus.service", "promethe
 OWN_UNIT_PREFIX: Final = "citadel-"
 
 _MAX_PORT: Final = 65535
-_ANY_ADDRESS: Final = frozenset({"", "*", "0.0.0.0", "::"})
+_ANY_ADDRESS: Final = frozenset({"", "*", "0.0.0.0", "::"})  # noqa: S104 - what others listen on
 _LOOPBACK: Final = "127.0.0.1"
 
 
@@ -75,6 +77,7 @@ def check_ports(models: Sequence[Model], host: Host, settings: Settings, problem
         host: Foreign listeners come from here.
         settings: Ports of the gateway and of Prometheus, and the ephemeral range.
         problems: Takes what is wrong.
+
     """
     derived = [*_service_listeners(models), *_platform_listeners(settings)]
     _check_api_ports(models, problems)
@@ -141,10 +144,7 @@ def _check_collisions(derived: Sequence[Derived], problems: Problems) -> None:
         for other in others:
             if not _may_meet(listener, other):
                 paths = " or ".join(sorted({path for path in (listener.path, other.path) if path}))
-                problems.add(
-                    f"Port {listener.port} on {listener.side} is wanted by {other.role} and by {listener.role}:"
-                    f" change {paths}."
-                )
+                problems.add(f"Port {listener.port} on {listener.side} is wanted by {other.role} and by {listener.role}: change {paths}.")
         others.append(listener)
 
 
@@ -163,11 +163,7 @@ def _check_range(derived: Sequence[Derived], ephemeral: tuple[int, int], problem
 
 def foreign_listeners(listeners: Iterable[Listener]) -> list[Listener]:
     """Leave out what is ours: otherwise a second run would refuse what the first one deployed."""
-    return [
-        listener
-        for listener in listeners
-        if not (listener.unit or "").startswith(OWN_UNIT_PREFIX) and listener.unit not in OWN_UNITS
-    ]
+    return [listener for listener in listeners if not (listener.unit or "").startswith(OWN_UNIT_PREFIX) and listener.unit not in OWN_UNITS]
 
 
 def _sides_of(address: str) -> frozenset[Side]:
@@ -196,9 +192,7 @@ def _check_foreign(derived: Sequence[Derived], foreign: Sequence[Listener], prob
                 continue
             who = theirs.unit or "a program that belongs to no unit"
             cure = f" or change {ours.path}" if ours.path else ""
-            problems.add(
-                f"Port {ours.port} for {ours.role} is taken by {who} on {theirs.address}: stop it{cure}."
-            )
+            problems.add(f"Port {ours.port} for {ours.role} is taken by {who} on {theirs.address}: stop it{cure}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +223,5 @@ def edge_ports(models: Sequence[Model], settings: Settings) -> Edge:
     return Edge(
         listen_ports=tuple(sorted({*ports, settings.gateway.port, settings.prometheus_port})),
         api_ports=tuple(PortOwner(port=port, service=at[port]) for port in sorted(at)),
-        metrics_ports=tuple(
-            PortOwner(port=port, service=at.get(port - METRICS_OFFSET) or at[port]) for port in ports
-        ),
+        metrics_ports=tuple(PortOwner(port=port, service=at.get(port - METRICS_OFFSET) or at[port]) for port in ports),
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class PlanError(ValueError):
@@ -10,6 +13,7 @@ class PlanError(ValueError):
 
     Attributes:
         problems: One sentence per violated constraint, each naming where it comes from and a way out.
+
     """
 
     def __init__(self, host: str, problems: Iterable[str]) -> None:
@@ -42,6 +46,7 @@ class Problems:
 
         Raises:
             PlanError: When at least one problem was noted.
+
         """
         if self._sentences:
             raise PlanError(self._host, self._sentences)

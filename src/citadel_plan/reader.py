@@ -8,12 +8,15 @@ whether anything was wrong: the stand-in values are never planned with.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .problems import Problems
 from .units import gib, parse_size
+
+if TYPE_CHECKING:
+    import re
+
+    from .problems import Problems
 
 Namer = Callable[[tuple[str, ...]], str]
 """Turns a path inside an input into the name an operator finds it by."""
@@ -50,9 +53,7 @@ class Reader:
         self.usable = isinstance(data, Mapping)
         self._data: Mapping[str, object] = data if isinstance(data, Mapping) else {}
         if not self.usable:
-            self._problems.add(
-                f"{namer(path)} is {display(data)}, which is not a mapping: write keys and values below it."
-            )
+            self._problems.add(f"{namer(path)} is {display(data)}, which is not a mapping: write keys and values below it.")
 
     def name(self, key: str) -> str:
         """Give the name of a key as an operator finds it."""
@@ -128,15 +129,11 @@ class Reader:
             return low
         return size
 
-    def text(
-        self, key: str, *, default: str | None = None, pattern: re.Pattern[str] | None = None, rule: str = ""
-    ) -> str:
+    def text(self, key: str, *, default: str | None = None, pattern: re.Pattern[str] | None = None, rule: str = "") -> str:
         """Read a string that is not empty."""
         return self.optional_text(key, pattern=pattern, rule=rule, required=default is None) or default or ""
 
-    def optional_text(
-        self, key: str, *, pattern: re.Pattern[str] | None = None, rule: str = "", required: bool = False
-    ) -> str | None:
+    def optional_text(self, key: str, *, pattern: re.Pattern[str] | None = None, rule: str = "", required: bool = False) -> str | None:
         """Read a string, or None where it is absent or empty."""
         value = self._absent(key, required=required)
         if value is _MISSING:

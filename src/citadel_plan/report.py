@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .units import GIB
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 _HEADINGS = ("service", "variant", "asked", "granted", "weights", "KV", "runtime", "room", "seqs", "context", "port")
 _TEXT_COLUMNS = frozenset({"service", "variant", "cpus"})
@@ -19,6 +21,7 @@ def plan_table(plan: Mapping[str, Any]) -> str:
 
     Returns:
         Lines of text without trailing spaces: a heading, a row per service, the gateway, totals, warnings.
+
     """
     on_gpus = plan["device"] == "cuda"
     headings = [*_HEADINGS, "cpus", *(["GPUs"] if on_gpus else [])]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .inputs import Source
-from .ports import Edge
+if TYPE_CHECKING:
+    from .inputs import Source
+    from .ports import Edge
 
 SCHEMA_VERSION: Final = 1
 

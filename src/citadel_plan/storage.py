@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .inputs import Variant
-from .problems import Problems
 from .units import MIB, gib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .inputs import Variant
+    from .problems import Problems
 
 OTHER_FILES_BYTES: Final = 64 * MIB
 """Tokenizer, configuration and templates beside the weights."""
@@ -39,6 +42,7 @@ def check_storage(storage: Storage, largest: Sequence[tuple[str, int]], problems
 
     Returns:
         Warnings.
+
     """
     usable = max(0, storage.free_bytes - storage.reserved_bytes)
     if storage.needed_bytes > usable:

@@ -30,6 +30,7 @@ def parse_size(value: object) -> int:
 
     Raises:
         ValueError: The rest of a sentence that begins with the name and the value, and says the way out.
+
     """
     if isinstance(value, bool) or not isinstance(value, str):
         raise ValueError('is not a size: write a number with a binary unit, for example "4GiB" or "512MiB"')
@@ -60,6 +61,7 @@ def gib(size_bytes: int) -> str:
 
     Returns:
         One decimal in GiB from half a GiB up, whole MiB (rounded up) below.
+
     """
     if abs(size_bytes) >= GIB // 2 or size_bytes == 0:
         return f"{size_bytes / GIB:.1f} GiB"

@@ -22,6 +22,7 @@ def list_upstreams(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> list
 
     Raises:
         ValueError: A sentence, where an entry has no plan or no address.
+
     """
     upstreams: list[dict[str, Any]] = []
     for name in sorted(plans):
@@ -30,9 +31,7 @@ def list_upstreams(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> list
             raise ValueError(f"citadel_upstreams has no plan for {name}: give every host as {{plan: ..., address: ...}}.")
         address = entry.get("address")
         if name != host and (not isinstance(address, str) or not address):
-            raise ValueError(
-                f"citadel_upstreams has no address for {name}: set ansible_host or the address its edge listens on."
-            )
+            raise ValueError(f"citadel_upstreams has no address for {name}: set ansible_host or the address its edge listens on.")
         for service in entry["plan"]["services"]:
             if name == host:
                 api_base = f"http://{LOOPBACK}:{service['upstream_port']}/v1"

@@ -41,6 +41,7 @@ def why_not(variant: Variant, architecture: Architecture, device: Device, isa: I
 
     Returns:
         The rest of a sentence that begins with the variant's name, or None.
+
     """
     if device is Device.CUDA:
         return None

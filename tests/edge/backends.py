@@ -66,7 +66,7 @@ class Backend:
             self.start()
 
     def generations(self) -> list[Received]:
-        """The POST requests that have arrived."""
+        """List the POST requests that have arrived."""
         return [request for request in self.received if request.method == "POST"]
 
 
@@ -75,7 +75,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A peer that hangs up is part of the tests; anything else is shown."""
+        """Show what went wrong, unless a peer hung up, which is part of the tests."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
 from edge.haproxy import Edge, make_edge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    """A running edge, everything behind it healthy."""
+    """Run an edge, everything behind it healthy."""
     running = make_edge(tmp_path_factory.mktemp("edge"))
     try:
         running.start()

@@ -12,14 +12,17 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from edge.backends import LOOPBACK, Backend
 from rendering import PROJECT, render, role_defaults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 TEMPLATES = PROJECT / "roles" / "edge" / "templates"
 MODELS = ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini")
@@ -30,19 +33,21 @@ TRUSTED = "127.0.20.17"
 TRUSTED_NETWORK = "127.0.20.16/28"
 MONITOR = "127.0.20.33"
 STRANGER = "127.0.30.1"
+# Programs that are not called as their Debian package.
+PACKAGES = {"promtool": "prometheus", "systemd-analyze": "systemd"}
 KEY = "sk-test-key-of-the-gateway"
 
 
 def tool(name: str) -> str:
-    """The path of a program that Debian keeps in a directory of its own; the test fails with a sentence where it is missing."""
+    """Find a program, Debian's directories for root included; fail with a sentence where it is missing."""
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin")
     if path is None:
-        pytest.fail(f"{name} is not installed here: install the distribution's package {'prometheus' if name == 'promtool' else name}")
+        pytest.fail(f"{name} is not installed here: install the distribution's package {PACKAGES.get(name, name)}")
     return path
 
 
 def until(condition: Callable[[], bool], *, seconds: float, what: str) -> float:
-    """Wait until `condition` holds; the seconds that it took. Fails, saying `what` did not happen, after `seconds`."""
+    """Wait until `condition` holds and return the seconds that it took. Fails, saying `what` did not happen, after `seconds`."""
     start = time.monotonic()
     while not condition():
         if time.monotonic() - start > seconds:
@@ -52,7 +57,7 @@ def until(condition: Callable[[], bool], *, seconds: float, what: str) -> float:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free on 127.0.0.1 and on the server's address alike, below those that outgoing connections take."""
+    """Find ports that are free on 127.0.0.1 and on the server's address alike, below those that outgoing connections take."""
     ports: list[int] = []
     for port in random.sample(range(12000, 32000), 2000):
         if len(ports) == count:
@@ -72,7 +77,11 @@ def write_configuration(directory: Path, variables: Mapping[str, Any]) -> Path:
 
     What only root may do (chroot, another user) is left out, so the tests need no rights.
     """
-    values = role_defaults("edge") | {"edge_configuration_directory": str(directory), "edge_stats_socket": str(directory / "stats")} | dict(variables)
+    values = (
+        role_defaults("edge")
+        | {"edge_configuration_directory": str(directory), "edge_stats_socket": str(directory / "stats")}
+        | dict(variables)
+    )
     for name in ("api", "metrics"):
         entry = {"name": f"{name}-ports.map", "ports": values[f"edge_{name}_ports"]}
         (directory / entry["name"]).write_text(render(TEMPLATES / "ports.map.j2", values | {"__edge_map": entry}), encoding="utf-8")
@@ -104,7 +113,7 @@ class Answer:
         return dict(error)
 
 
-def ask(  # a request is spelled out at each call
+def ask(
     port: int,
     target: str,
     *,
@@ -151,7 +160,8 @@ class Edge:
             "edge_trusted_networks": [TRUSTED_NETWORK],
             "edge_environment": "development",
             "edge_services": [
-                {"name": name, "api_port": self.api_ports[name], "upstream_port": self.upstream_ports[name], "max_num_seqs": 2} for name in MODELS
+                {"name": name, "api_port": self.api_ports[name], "upstream_port": self.upstream_ports[name], "max_num_seqs": 2}
+                for name in MODELS
             ],
             "edge_api_ports": [{"port": port, "service": name} for name, port in self.api_ports.items()],
             "edge_metrics_ports": [{"port": self.api_ports[MODELS[0]], "service": MODELS[0]}]
@@ -214,7 +224,7 @@ class Edge:
             backend.stop()
 
     def log(self) -> str:
-        """What HAProxy has written so far."""
+        """Read what HAProxy has written so far."""
         path = self.directory / "log"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
@@ -224,7 +234,7 @@ class Edge:
 
 
 def make_edge(directory: Path, **options: Any) -> Edge:  # noqa: ANN401  # role variables are of any type
-    """An edge with four models, a gateway and a Prometheus, none of them started yet; `options` are role variables."""
+    """Prepare an edge with four models, a gateway and a Prometheus, none of them started yet; `options` are role variables."""
     numbers = iter(free_ports(16))
     gateway, prometheus, exporter = (next(numbers) for _ in range(3))
     api_ports = {name: next(numbers) for name in MODELS}

@@ -20,12 +20,14 @@ CHAT = b'{"messages": []}'
 
 
 def upstream(edge: Edge, *, timeout: float = 20) -> Answer:
-    """A request as the gateway sends it to a model, through its breaker."""
-    return ask(edge.upstream_ports[MODEL], "/v1/chat/completions", method="POST", body=CHAT, source=LOOPBACK, address=LOOPBACK, timeout=timeout)
+    """Send a request as the gateway sends it to a model, through its breaker."""
+    return ask(
+        edge.upstream_ports[MODEL], "/v1/chat/completions", method="POST", body=CHAT, source=LOOPBACK, address=LOOPBACK, timeout=timeout
+    )
 
 
 def is_open(edge: Edge) -> bool:
-    """Whether the breaker of the model is open, as /health tells."""
+    """Tell whether the breaker of the model is open, as /health tells."""
     return edge.health().json["models"][MODEL] == "unhealthy"
 
 
@@ -114,8 +116,6 @@ def test_what_is_running_when_the_breaker_opens_is_not_cut(edge: Edge) -> None:
         assert running.result(10).json["service"] == MODEL
 
 
-
-
 def test_no_more_than_the_models_places_are_taken_and_a_look_needs_none(edge: Edge) -> None:
     backend = edge.models[MODEL]
     backend.generation_gate.clear()
@@ -131,7 +131,7 @@ def test_no_more_than_the_models_places_are_taken_and_a_look_needs_none(edge: Ed
 
 
 def queued(edge: Edge) -> int:
-    """How many requests wait for a place in the model."""
+    """Count the requests that wait for a place in the model."""
     metrics = ask(edge.exporter_port, "/metrics", source=LOOPBACK, address=LOOPBACK).body.decode()
     prefix = f'haproxy_server_current_queue{{proxy="model_{MODEL}",server="model"}} '
     return next(int(line.removeprefix(prefix)) for line in metrics.splitlines() if line.startswith(prefix))
@@ -194,7 +194,7 @@ def test_a_reload_cuts_no_stream_and_keeps_the_key(edge: Edge) -> None:
 
 @pytest.fixture(scope="module")
 def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    """An edge of short patience: one second for clients, for the queue and for looks."""
+    """Run an edge of short patience: one second for clients, for the queue and for looks."""
     running = make_edge(
         tmp_path_factory.mktemp("hasty"),
         edge_client_timeout_seconds=1,
@@ -217,7 +217,9 @@ def test_a_client_may_wait_longer_for_an_answer_than_it_may_be_silent(hasty: Edg
     assert ask(hasty.api_ports[MODEL], "/v1/completions", method="POST", body=CHAT).json["service"] == MODEL
 
 
-@pytest.mark.parametrize("sent", [b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{", b"GET /v1/models HTTP/1.1\r\nHo"])
+@pytest.mark.parametrize(
+    "sent", [b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{", b"GET /v1/models HTTP/1.1\r\nHo"]
+)
 def test_a_slow_client_takes_no_place(hasty: Edge, sent: bytes) -> None:
     before = len(hasty.gateway.generations())
     connection = http.client.HTTPConnection(SERVER, hasty.gateway_port, source_address=(TRUSTED, 0), timeout=10)

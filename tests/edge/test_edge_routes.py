@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,7 +44,14 @@ def test_a_port_without_a_model_before_it_has_its_own_models_metrics(edge: Edge)
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/health"), ("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/metrics"), ("GET", "/")],
+    [
+        ("GET", "/health"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/metrics"),
+        ("GET", "/"),
+    ],
 )
 def test_a_port_without_an_api_has_metrics_only(edge: Edge, method: str, path: str) -> None:
     answer = ask(edge.metrics_ports[MODELS[-1]], path, method=method)
@@ -78,7 +86,7 @@ def test_health_names_every_model_without_asking_the_gateway(edge: Edge) -> None
 
 
 def every_request(edge: Edge) -> list[tuple[int, str, str]]:
-    """Port, method and path of everything that is served outside, Prometheus included."""
+    """List port, method and path of everything that is served outside, Prometheus included."""
     api, gateway = edge.api_ports[MODELS[1]], edge.gateway_port
     return [
         *((port, "GET", path) for port in (api, gateway) for path in ("/health", "/metrics", "/v1/models")),
@@ -90,7 +98,11 @@ def every_request(edge: Edge) -> list[tuple[int, str, str]]:
 
 
 def test_a_stranger_gets_nothing_without_a_key(edge: Edge) -> None:
-    for port, method, path in [*every_request(edge), (edge.gateway_port, "GET", "/nothing"), (edge.metrics_ports[MODELS[-1]], "GET", "/metrics")]:
+    for port, method, path in [
+        *every_request(edge),
+        (edge.gateway_port, "GET", "/nothing"),
+        (edge.metrics_ports[MODELS[-1]], "GET", "/metrics"),
+    ]:
         answer = ask(port, path, method=method, source=STRANGER)
         assert (path, answer.status) == (path, 401)
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -225,7 +237,9 @@ def test_only_the_edges_key_reaches_the_gateway(edge: Edge) -> None:
     assert "upgrade" not in headers.get("connection", [""])[0].lower()
 
 
-@pytest.mark.parametrize("port_of", [lambda edge: edge.api_ports[MODELS[1]], lambda edge: edge.prometheus_port], ids=["model", "prometheus"])
+@pytest.mark.parametrize(
+    "port_of", [lambda edge: edge.api_ports[MODELS[1]], lambda edge: edge.prometheus_port], ids=["model", "prometheus"]
+)
 def test_no_key_reaches_anything_else(edge: Edge, port_of: Callable[[Edge], int]) -> None:
     path = "/v1/completions" if port_of(edge) != edge.prometheus_port else "/api/v1/query"
     headers = ask(port_of(edge), path, method="POST", body=CHAT, headers=KEYS).json["headers"]
@@ -235,7 +249,10 @@ def test_no_key_reaches_anything_else(edge: Edge, port_of: Callable[[Edge], int]
 # --- Prometheus ---
 
 
-@pytest.mark.parametrize("target", ["/", "/graph?g0.expr=up", "/api/v1/query?query=up", "/api/v1/label/job/values", "/static/js/main.js", "/-/healthy", "/-/ready"])
+@pytest.mark.parametrize(
+    "target",
+    ["/", "/graph?g0.expr=up", "/api/v1/query?query=up", "/api/v1/label/job/values", "/static/js/main.js", "/-/healthy", "/-/ready"],
+)
 def test_prometheus_can_be_read(edge: Edge, target: str) -> None:
     assert ask(edge.prometheus_port, target).json["target"] == target
 
@@ -287,9 +304,13 @@ def test_every_part_of_a_stream_passes_before_the_next_is_made(edge: Edge, way: 
     connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}')
     response = connection.getresponse()
     assert response.getheader("content-type") == "text/event-stream"
+    delays = []
     for number in range(3):
+        start = time.monotonic()
         backend.chunks.release()
         assert response.read1() == f"data: {number}\n\n".encode()
+        delays.append(time.monotonic() - start)
+    assert min(delays) < 0.15, "the kernel's wait for more to send is 200 ms, on every part"
     assert response.read() == b""
     connection.close()
 
@@ -297,7 +318,9 @@ def test_every_part_of_a_stream_passes_before_the_next_is_made(edge: Edge, way: 
 def test_a_large_body_announced_by_expect_arrives_whole(edge: Edge) -> None:
     body = b"x" * 2_000_000
     with socket.create_connection((SERVER, edge.gateway_port), timeout=10, source_address=(TRUSTED, 0)) as connection:
-        connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        connection.sendall(
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        )
         reader = connection.makefile("rb")
         assert b" 100 " in reader.readline()
         reader.readline()
@@ -307,7 +330,14 @@ def test_a_large_body_announced_by_expect_arrives_whole(edge: Edge) -> None:
 
 
 def test_the_log_has_neither_keys_nor_prompts_nor_queries(edge: Edge) -> None:
-    ask(edge.gateway_port, "/v1/completions?secret=query", method="POST", body=CHAT, headers={"Authorization": "Bearer sk-a-clients"}, source=STRANGER)
+    ask(
+        edge.gateway_port,
+        "/v1/completions?secret=query",
+        method="POST",
+        body=CHAT,
+        headers={"Authorization": "Bearer sk-a-clients"},
+        source=STRANGER,
+    )
     ask(edge.gateway_port, '/a"quote\\and%0acode', source=STRANGER)
 
     def lines() -> list[dict[str, object]]:

@@ -6,11 +6,16 @@ right form. Which answer it gives is a property that a test may change at any ti
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ANSWER = "Four models and one gateway."
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
@@ -35,27 +40,29 @@ class Backend:
     name: str
     refusal: tuple[int, str] | None = None
     received: list[Received] = field(default_factory=list)
+    connections: list[socket.socket] = field(default_factory=list)
 
-    def __enter__(self) -> Backend:
-        backend = self
-
-        class Handler(_Handler):
-            owner = backend
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self._thread.start()
+    def __enter__(self) -> Self:
+        self._start(0)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(timeout=10)
+        self._stop()
 
     @property
     def port(self) -> int:
+        """The loopback port that this server listens on."""
         return int(self._server.server_address[1])
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Nobody listens on the port meanwhile."""
+        port = self.port
+        self._stop()
+        try:
+            yield
+        finally:
+            self._start(port)
 
     def forget(self) -> None:
         """Answer normally again and forget every request so far."""
@@ -63,9 +70,33 @@ class Backend:
         self.received.clear()
 
 
+    def _start(self, port: int) -> None:
+        backend = self
+
+        class Handler(_Handler):
+            owner = backend
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+
+    def _stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=10)
+        for connection in self.connections:
+            with contextlib.suppress(OSError):  # the client may have closed it already
+                connection.shutdown(socket.SHUT_RDWR)
+        self.connections.clear()
+
+
 class _Handler(BaseHTTPRequestHandler):
     owner: Backend
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner.connections.append(self.connection)
 
     def log_message(self, *_: object) -> None:
         """Keep the test output free of access lines."""

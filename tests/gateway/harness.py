@@ -147,13 +147,15 @@ class Gateway:
         """What LiteLLM wrote to its log file."""
         return self.log_file.read_text(encoding="utf-8")
 
-    def request(self, method: str, path: str, body: object = None, *, key: str | None = MASTER_KEY) -> Response:
+    def request(
+        self, method: str, path: str, body: object = None, *, key: str | None = MASTER_KEY, headers: Mapping[str, str] | None = None
+    ) -> Response:
         """One request on a connection of its own; `body` is sent as JSON, or as it is where it is bytes."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key is not None else {})
+        sent = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key is not None else {}) | dict(headers or {})
         payload = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, body=payload, headers=headers)
+            connection.request(method, path, body=payload, headers=sent)
             answer = connection.getresponse()
             text = answer.read().decode()
             return Response(status=answer.status, headers={name.lower(): value for name, value in answer.getheaders()}, text=text)
@@ -172,7 +174,7 @@ class Gateway:
         config = self.folder / "config"
         for folder in (config, self.folder / "cache", self.folder / "run", self.log_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        variables = role_defaults("gateway") | dict(DataLoader().load_from_file(str(ROLE / "vars" / "main.yml")))
+        variables = role_defaults("gateway") | dict(DataLoader().load_from_file(str(ROLE / "vars" / "main.yml"), trusted_as_template=True))
         variables |= {
             "gateway_plan": _plan(self.port, self.workers),
             "gateway_upstreams": list(self.upstreams),

@@ -1,9 +1,11 @@
 """The hook that the unmodified LiteLLM proxy loads from the folder of its config.yaml.
 
-It does three things, each of which LiteLLM has no setting for:
+It does four things, each of which LiteLLM has no setting for:
 
 * a request that names no model gets one (`completion_model` would override the models that others do name);
 * a request that the model it names has refused as faulty is not handed to another model: LiteLLM falls back on every error, a 400 included;
+* whoever comes without the right key gets a 401: without a database LiteLLM refuses a wrong key with "400 No connected db.", and falls over one
+  that is missing;
 * what a model server answers does not reach the log, because it can quote the prompt.
 """
 
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from citadel_routing import Rules, is_verdict_on_request, leaves_choice_open, load_rules, without_upstream_answer
+from fastapi import HTTPException, status
 from litellm.integrations.custom_logger import CustomLogger
 
 _GENERATING_CALLS: Final = frozenset({"completion", "acompletion", "text_completion", "atext_completion"})
@@ -75,6 +78,16 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
                 raise RequestRefused(f"{metadata[_REFUSED_BY]} {_REFUSAL}; {model} is not asked.")
         return healthy_deployments
 
+    async def async_post_call_failure_hook(
+        self, request_data: dict[str, Any], original_exception: Exception, user_api_key_dict: object, traceback_str: str | None = None
+    ) -> HTTPException | None:
+        """Put a refusal in the right words. LiteLLM has decided: whom it lets in has a role here."""
+        came_in = getattr(user_api_key_dict, "user_role", None) is not None
+        has_status = hasattr(original_exception, "code") or hasattr(original_exception, "status_code")
+        if came_in or (has_status and getattr(original_exception, "type", None) != "no_db_connection"):
+            return None
+        return HTTPException(status.HTTP_401_UNAUTHORIZED, detail="A valid API key is needed: Authorization: Bearer KEY.")
+
 
 class UpstreamAnswerFilter(logging.Filter):
     """Cuts what a model server answered out of a log record.
@@ -92,6 +105,10 @@ class UpstreamAnswerFilter(logging.Filter):
         if record.exc_info and hasattr(record.exc_info[1], "status_code"):
             record.exc_info = record.exc_text = None
         return True
+
+
+def _is_no_leftover_client(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("Unclosed client session", "Unclosed connector"))
 
 
 def _metadata(request: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -114,5 +131,8 @@ def _ask_for_stream_usage(data: dict[str, Any]) -> None:
 
 for _name in _LITELLM_LOGGERS:
     logging.getLogger(_name).addFilter(UpstreamAnswerFilter())
+
+# LiteLLM makes a client of its own for each text completion and leaves it to Python to close it, which aiohttp calls an error, twice per request.
+logging.getLogger("asyncio").addFilter(_is_no_leftover_client)
 
 gateway_hook: Final = GatewayHook(load_rules(Path(__file__).with_name("routing.json")))

@@ -1,0 +1,150 @@
+"""The edge's files for inventories of several kinds, judged by HAProxy itself, and what the role refuses before it touches a host."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from edge.haproxy import TEMPLATES, tool, write_configuration
+from edge.refusals import refusals
+from rendering import render
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PRODUCTION: dict[str, Any] = {
+    "edge_server_addresses": ["192.168.10.29"],
+    "edge_services": [
+        {"name": "mixtral-8x7b", "api_port": 11400, "metrics_port": 11401, "state_port": 21400, "upstream_port": 31400, "max_num_seqs": 9},
+        {"name": "openchat-3.5", "api_port": 11401, "metrics_port": 11402, "state_port": 21401, "upstream_port": 31401, "max_num_seqs": 16},
+    ],
+    "edge_api_ports": [{"port": 11400, "service": "mixtral-8x7b"}, {"port": 11401, "service": "openchat-3.5"}],
+    "edge_metrics_ports": [
+        {"port": 11402, "service": "openchat-3.5"},
+        {"port": 11400, "service": "mixtral-8x7b"},
+        {"port": 11401, "service": "mixtral-8x7b"},
+    ],
+    "edge_trusted_networks": ["192.168.10.0/24"],
+    "edge_environment": "development",
+    "edge_gateway_secret_file": "/opt/citadel/secrets/gateway.env",
+}
+INVENTORIES = {
+    "production": {},
+    "another environment": {"edge_environment": "production"},
+    "nobody trusted": {"edge_trusted_networks": []},
+    "several addresses": {
+        "edge_server_addresses": ["192.168.10.29", "10.0.0.29", "2001:db8::29"],
+        "edge_trusted_networks": ["2001:db8::/64", "10.0.0.7"],
+    },
+    "one model": {
+        "edge_services": PRODUCTION["edge_services"][:1],
+        "edge_api_ports": PRODUCTION["edge_api_ports"][:1],
+        "edge_metrics_ports": PRODUCTION["edge_metrics_ports"][1:],
+    },
+}
+
+
+@pytest.mark.parametrize("inventory", INVENTORIES)
+def test_haproxy_accepts_it_without_a_warning(tmp_path: Path, inventory: str) -> None:
+    configuration = write_configuration(tmp_path, PRODUCTION | INVENTORIES[inventory])
+    check = subprocess.run(
+        [tool("haproxy"), "-c", "-f", str(configuration)],
+        env=os.environ | {"LITELLM_MASTER_KEY": "placeholder"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (check.returncode, check.stderr) == (0, "")
+
+
+def test_the_edge_listens_on_every_port_of_the_plan_and_the_services_addresses_stay_free(tmp_path: Path) -> None:
+    text = write_configuration(tmp_path, PRODUCTION).read_text(encoding="utf-8")
+    bound = re.findall(r"^ +bind (\S+):(\d+)$", text, flags=re.MULTILINE)
+    outside = sorted(int(port) for address, port in bound if address == "192.168.10.29")
+    inside = sorted(int(port) for address, port in bound if address == "127.0.0.1")
+    assert outside == [8000, 9090, 11400, 11401, 11402]
+    assert inside == [8405, 31400, 31401]
+    assert len(bound) == len(outside) + len(inside)
+
+
+def test_the_same_inventory_in_another_order_makes_the_same_maps(tmp_path: Path) -> None:
+    write_configuration(tmp_path, PRODUCTION)
+    before = [(tmp_path / name).read_bytes() for name in ("api-ports.map", "metrics-ports.map")]
+    write_configuration(tmp_path, PRODUCTION | {name: PRODUCTION[name][::-1] for name in ("edge_api_ports", "edge_metrics_ports")})
+    assert before == [(tmp_path / name).read_bytes() for name in ("api-ports.map", "metrics-ports.map")]
+
+
+def test_no_key_is_written_to_any_file(tmp_path: Path) -> None:
+    write_configuration(tmp_path, PRODUCTION)
+    unit = render(TEMPLATES / "citadel.conf.j2", PRODUCTION)
+    assert "EnvironmentFile=/opt/citadel/secrets/gateway.env\n" in unit
+    assert 'Authorization "Bearer ${LITELLM_MASTER_KEY}"' in (tmp_path / "haproxy.cfg").read_text(encoding="utf-8")
+
+
+def test_systemd_accepts_the_unit_with_its_drop_in(tmp_path: Path) -> None:
+    (tmp_path / "haproxy.service.d").mkdir()
+    (tmp_path / "haproxy.service.d" / "citadel.conf").write_text(render(TEMPLATES / "citadel.conf.j2", PRODUCTION), encoding="utf-8")
+    (tmp_path / "haproxy.service").write_text("[Service]\nType=notify\nExecStart=/bin/true\n", encoding="utf-8")
+    check = subprocess.run(
+        [tool("systemd-analyze"), "verify", "--man=no", str(tmp_path / "haproxy.service")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert check.stderr == "", "systemd-analyze exits 0 even where it complains"
+
+
+REFUSED = {
+    "a wildcard": ({"edge_server_addresses": ["0.0.0.0"]}, 'edge_server_addresses is ["0.0.0.0"]'),
+    "loopback": ({"edge_server_addresses": ["192.168.10.29", "127.0.0.1"]}, "edge_server_addresses is"),
+    "no address": ({"edge_server_addresses": []}, "edge_server_addresses is []"),
+    "no model": ({"edge_services": []}, "edge_services names []"),
+    "a name with a blank": (
+        {"edge_services": [PRODUCTION["edge_services"][0] | {"name": "mixtral 8x7b"}]},
+        'edge_services names ["mixtral 8x7b"]',
+    ),
+    "a model twice": ({"edge_services": PRODUCTION["edge_services"][:1] * 2}, "each name once"),
+    "a port of nobody": (
+        {"edge_api_ports": [{"port": 11400, "service": "hermes-3"}]},
+        'edge_api_ports is [{"port": 11400, "service": "hermes-3"}]',
+    ),
+    "a port of two": (
+        {"edge_metrics_ports": [{"port": 11400, "service": "mixtral-8x7b"}, {"port": 11400, "service": "openchat-3.5"}]},
+        'and edge_metrics_ports [{"port": 11400, "service": "mixtral-8x7b"}, {"port": 11400',
+    ),
+    "a port taken twice": (
+        {"edge_exporter_port": 11400},
+        "The ports 8000, 9090, 11400, 11400, 11401, 31400, 31401 on 127.0.0.1 hold one twice",
+    ),
+    "a network that is none": ({"edge_trusted_networks": ["the-office"]}, 'edge_trusted_networks is ["the-office"]'),
+}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Collect what the role says to each of REFUSED and to PRODUCTION as it is."""
+    cases = {"nothing wrong": PRODUCTION} | {name: PRODUCTION | changes for name, (changes, _) in REFUSED.items()}
+    return refusals("edge", cases, tmp_path_factory.mktemp("refused"))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_refused_with_the_variable_and_its_value(said: dict[str, str], case: str) -> None:
+    assert REFUSED[case][1] in said[case]
+
+
+def test_good_input_is_not_refused(said: dict[str, str]) -> None:
+    assert "nothing wrong" not in said
+
+
+def test_haproxy_does_not_start_without_the_key(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "LITELLM_MASTER_KEY"}
+    command = [tool("haproxy"), "-c", "-f", str(write_configuration(tmp_path, PRODUCTION))]
+    check = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    assert check.returncode != 0
+    assert "LITELLM_MASTER_KEY is not in the environment" in check.stderr

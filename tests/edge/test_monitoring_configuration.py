@@ -1,0 +1,154 @@
+"""Prometheus's files, judged by promtool; its arguments, by Prometheus and the node exporter themselves."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from edge.haproxy import free_ports, tool, until
+from edge.refusals import refusals
+from rendering import PROJECT, render, role_defaults
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEMPLATES = PROJECT / "roles" / "monitoring" / "templates"
+HOST = "hx-llm-server-01"
+TARGETS: dict[str, list[dict[str, Any]]] = {
+    "models": [
+        {"service": "openchat-3.5", "host": HOST, "address": "192.168.10.29", "port": 11403},
+        {"service": "mixtral-8x7b", "host": "hx-llm-server-02", "address": "2001:db8::30", "port": 11401},
+        {"service": "mixtral-8x7b", "host": HOST, "address": "192.168.10.29", "port": 11401},
+    ],
+    "gateway": [{"service": "unified-api-gateway", "host": HOST, "address": "192.168.10.29", "port": 8000}],
+    "edge": [{"service": "edge", "host": HOST, "address": "127.0.0.1", "port": 8405}],
+    "node": [],
+}
+
+
+def variables(directory: Path, **changes: Any) -> dict[str, Any]:  # noqa: ANN401  # role variables are of any type
+    """Gather what the templates see: the defaults, the playbook's part, and `changes`."""
+    return role_defaults("monitoring") | {"monitoring_host": HOST, "monitoring_configuration_directory": str(directory)} | changes
+
+
+def write_configuration(directory: Path, targets: dict[str, list[dict[str, Any]]] = TARGETS) -> Path:
+    """Render the lists of targets and prometheus.yml into `directory`; the path of the latter."""
+    values = variables(directory)
+    for name, entries in targets.items():
+        text = render(TEMPLATES / "targets.json.j2", values | {"__monitoring_job": {"name": name, "targets": entries}})
+        (directory / f"{name}.json").write_text(text, encoding="utf-8")
+    configuration = directory / "prometheus.yml"
+    configuration.write_text(render(TEMPLATES / "prometheus.yml.j2", values), encoding="utf-8")
+    return configuration
+
+
+def test_promtool_accepts_it_and_finds_every_list(tmp_path: Path) -> None:
+    check = subprocess.run(
+        [tool("promtool"), "check", "config", str(write_configuration(tmp_path))], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert check.returncode == 0, check.stdout + check.stderr
+    assert "WARNING" not in check.stdout + check.stderr, "promtool warns of a list that is missing"
+
+
+def test_every_job_reads_a_list_that_is_written(tmp_path: Path) -> None:
+    configuration = yaml.safe_load(write_configuration(tmp_path).read_text(encoding="utf-8"))
+    files = {job["job_name"]: job["file_sd_configs"][0]["files"] for job in configuration["scrape_configs"] if "file_sd_configs" in job}
+    assert files == {name: [str(tmp_path / f"{name}.json")] for name in TARGETS}
+
+
+def test_targets_are_labelled_sorted_and_the_same_for_any_order(tmp_path: Path) -> None:
+    write_configuration(tmp_path)
+    first = (tmp_path / "models.json").read_bytes()
+    assert json.loads(first) == [
+        {"labels": {"host": HOST, "model": "mixtral-8x7b", "service": "mixtral-8x7b"}, "targets": ["192.168.10.29:11401"]},
+        {"labels": {"host": "hx-llm-server-02", "model": "mixtral-8x7b", "service": "mixtral-8x7b"}, "targets": ["[2001:db8::30]:11401"]},
+        {"labels": {"host": HOST, "model": "openchat-3.5", "service": "openchat-3.5"}, "targets": ["192.168.10.29:11403"]},
+    ]
+    assert json.loads((tmp_path / "edge.json").read_text(encoding="utf-8")) == [
+        {"labels": {"host": HOST, "service": "edge"}, "targets": ["127.0.0.1:8405"]}
+    ]
+    assert json.loads((tmp_path / "node.json").read_text(encoding="utf-8")) == []
+    write_configuration(tmp_path, {name: entries[::-1] for name, entries in TARGETS.items()})
+    assert (tmp_path / "models.json").read_bytes() == first
+
+
+def arguments(template: str, values: dict[str, Any]) -> list[str]:
+    """Split the words that the unit hands to its program, read from the environment file as systemd reads it."""
+    text = render(TEMPLATES / template, values)
+    settings = [word for line in text.replace("\\\n", "").splitlines() for word in shlex.split(line, comments=True)]
+    assert len(settings) == 1
+    name, _, value = settings[0].partition("=")
+    assert name == "ARGS"
+    return value.split()
+
+
+@pytest.mark.parametrize(
+    ("program", "template", "port_variable", "more"),
+    [
+        (
+            "prometheus",
+            "prometheus.env.j2",
+            "monitoring_prometheus_port",
+            ["--config.file={0}/prometheus.yml", "--storage.tsdb.path={0}/data"],
+        ),
+        ("prometheus-node-exporter", "node-exporter.env.j2", "monitoring_node_exporter_port", []),
+    ],
+)
+def test_the_programs_take_their_arguments_and_listen_where_they_are_told(
+    tmp_path: Path, program: str, template: str, port_variable: str, more: list[str]
+) -> None:
+    write_configuration(tmp_path, {name: [] for name in TARGETS})
+    port = free_ports(1)[0]
+    words = arguments(template, variables(tmp_path, **{port_variable: port}))
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [tool(program), *words, *(word.format(tmp_path) for word in more)], stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        address = f"127.0.0.1:{port}"
+        until(
+            lambda: "address=" + address in log.read_text(encoding="utf-8") or process.poll() is not None,
+            seconds=30,
+            what=f"{program} listens on {address}",
+        )
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_systemd_accepts_the_units_with_their_drop_ins(tmp_path: Path) -> None:
+    for unit, environment in (("prometheus.service", "prometheus.env"), ("prometheus-node-exporter.service", "node-exporter.env")):
+        (tmp_path / f"{unit}.d").mkdir()
+        text = render(TEMPLATES / "citadel.conf.j2", variables(tmp_path, __monitoring_service={"unit": unit, "arguments": environment}))
+        assert f"EnvironmentFile={tmp_path}/{environment}\n" in text
+        (tmp_path / f"{unit}.d" / "citadel.conf").write_text(text, encoding="utf-8")
+        (tmp_path / unit).write_text("[Service]\nExecStart=/bin/true $ARGS\n", encoding="utf-8")
+        check = subprocess.run(
+            [tool("systemd-analyze"), "verify", "--man=no", str(tmp_path / unit)], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert check.stderr == ""
+
+
+def test_bad_input_is_refused_with_the_variable_and_its_value(tmp_path: Path) -> None:
+    good = variables(tmp_path, monitoring_model_targets=TARGETS["models"])
+    said = refusals(
+        "monitoring",
+        {
+            "nothing wrong": good,
+            "too slow": good | {"monitoring_scrape_timeout_seconds": 16},
+            "nothing to watch": good | {"monitoring_model_targets": []},
+            "two words": good | {"monitoring_systemd_units": "a b"},
+        },
+        tmp_path,
+    )
+    assert set(said) == {"too slow", "nothing to watch", "two words"}
+    assert "monitoring_scrape_timeout_seconds is 16" in said["too slow"]
+    assert "monitoring_model_targets is empty" in said["nothing to watch"]
+    assert 'monitoring_systemd_units is "a b"' in said["two words"]
