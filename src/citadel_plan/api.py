@@ -126,12 +126,12 @@ class _Planner:
     def _check_names(self) -> None:
         for model in self.models:
             if model.name == self.settings.gateway.name:
-                self.problems.add(f"{model.path} has the name of the gateway ({SETTINGS}.gateway.name): rename one of them.")
+                self.problems.add(f"{model.path()} has the name of the gateway ({SETTINGS}.gateway.name): rename one of them.")
 
     def _check_quotas(self) -> None:
         for model in self.models:
-            check_quota(f"{model.path}.request", model.request.cpu_quota_percent, self.host, self.problems)
-        check_quota(f"{SETTINGS}.gateway", self.settings.gateway.cpu_quota_percent, self.host, self.problems)
+            check_quota(model.path("request.cpu_quota_percent"), model.request.cpu_quota_percent, self.host, self.problems)
+        check_quota(f"{SETTINGS}.gateway.cpu_quota_percent", self.settings.gateway.cpu_quota_percent, self.host, self.problems)
 
     def _check_device(self) -> None:
         if self.device is Device.CUDA and not self.host.gpus:
@@ -148,7 +148,7 @@ class _Planner:
             for model in self.models:
                 if model.pin.gpu_ids is not None:
                     self.problems.add(
-                        f"{model.path}.pin.gpu_ids is set and the models run on the CPU: leave it out, or set citadel_device to cuda."
+                        f"{model.path('pin.gpu_ids')} is set and the models run on the CPU: leave it out, or set citadel_device to cuda."
                     )
 
     def _size(self) -> list[_Sized] | None:
@@ -172,13 +172,13 @@ class _Planner:
             eligible[model.name] = [variant for variant in offered if reasons[variant.name] is None]
             if not eligible[model.name]:
                 complete = False
-                why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+                why = ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
                 cure = (
                     "add a bf16 variant, which runs everywhere"
                     if model.pin.variant is None
-                    else f"leave {model.path}.pin.variant out, or pin another"
+                    else f"leave {model.path('pin.variant')} out, or pin another"
                 )
-                self.problems.add(f"{model.path} has no variant that runs on {self.host.name}: {why}: {cure}.")
+                self.problems.add(f"{model.path()} has no variant that runs on {self.host.name}: {why}: {cure}.")
         return eligible if complete else None
 
     def _budget(self, ceiling_bytes: int) -> Budget:

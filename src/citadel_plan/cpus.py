@@ -130,7 +130,7 @@ def _pinned_cores(models: Sequence[Model], host: Host, problems: Problems) -> di
         ids = model.pin.cpu_ids
         if ids is None:
             continue
-        path = f"{model.path}.pin.cpu_set"
+        path = model.path("pin.cpu_set")
         missing = [cpu for cpu in ids if cpu not in known]
         if missing:
             problems.add(f"{path} is {format_ids(ids)}, and {host.name} has no CPU {format_ids(missing)}: choose from {format_ids(known)}.")
@@ -142,7 +142,7 @@ def _pinned_cores(models: Sequence[Model], host: Host, problems: Problems) -> di
             if other is not model:
                 problems.add(
                     f"{path} is {format_ids(ids)}, which shares a core (CPU {format_ids(core)}) with"
-                    f" {other.path}.pin.cpu_set: choose sets that do not overlap."
+                    f" {other.path('pin.cpu_set')}: choose sets that do not overlap."
                 )
                 sound = False
         pinned[model.name] = cores
@@ -276,10 +276,12 @@ class _Dealer:
         for model in self.waiting:
             missing = self.counts[model.name] - len(chosen[model.name])
             if missing:
-                chosen[model.name] += left[:missing]
-                left = left[missing:]
+                more = self._from_few_nodes(left, missing)
+                chosen[model.name] += more
+                left = [core for core in left if core not in more]
                 warnings.append(f"{model.name}: its {self.counts[model.name]} cores span NUMA nodes, no node had them free")
-        gateway_cores = self._gateway_cores(left)
+        # The gateway's memory is not bound, but one node is as good for it as for anybody.
+        gateway_cores = self._from_few_nodes(left, self.gateway_count)
         if self.scaled:
             dealt = ", ".join(f"{model.name} {self.counts[model.name]} of {model.request.cpus}" for model in self.waiting)
             warnings.insert(
@@ -300,13 +302,13 @@ class _Dealer:
             warnings=tuple(warnings),
         )
 
-    def _gateway_cores(self, left: Sequence[Core]) -> list[Core]:
-        """Take the gateway's cores from one node where one has enough left; its memory is not bound."""
+    def _from_few_nodes(self, left: Sequence[Core], count: int) -> list[Core]:
+        """Take cores from one node where one has enough left, else in order."""
         for node in self.host.numa_nodes:
             local = [core for core in left if self.node_of(core) == node.id]
-            if len(local) >= self.gateway_count:
-                return local[: self.gateway_count]
-        return list(left[: self.gateway_count])
+            if len(local) >= count:
+                return local[:count]
+        return list(left[:count])
 
 
 def quota_percent(share: CpuShare, override: int | None) -> int | None:
@@ -321,8 +323,7 @@ def check_quota(path: str, quota: int | None, host: Host, problems: Problems) ->
     most = QUOTA_PERCENT_PER_CPU * len(host.cpu_ids)
     if quota is not None and quota > most:
         problems.add(
-            f"{path}.cpu_quota_percent is {quota}, which is more than the {most} of all {len(host.cpu_ids)} CPUs of"
-            f" {host.name}: lower it or leave it out."
+            f"{path} is {quota}, which is more than the {most} of all {len(host.cpu_ids)} CPUs of {host.name}: lower it or leave it out."
         )
 
 

@@ -90,7 +90,7 @@ def asked_bytes(model: Model) -> int:
 
 
 def _memory_key(model: Model) -> str:
-    return f"{model.path}.{'request' if model.pin.memory_bytes is None else 'pin'}.memory"
+    return model.path("request.memory" if model.pin.memory_bytes is None else "pin.memory")
 
 
 class _Decision:
@@ -185,7 +185,7 @@ class _Decision:
             if least[model.name] > ceiling:
                 sound = False
                 self.problems.add(
-                    f"{model.path} needs {gib(least[model.name])} at least, and no NUMA node has more than {gib(ceiling)} for a"
+                    f"{model.path()} needs {gib(least[model.name])} at least, and no NUMA node has more than {gib(ceiling)} for a"
                     " service: lower its context_tokens or min_num_seqs, or add a smaller variant."
                 )
         return sound

@@ -87,7 +87,7 @@ def plan_gpus(
             smallest = min(variants[model.name], key=lambda variant: variant.weights_bytes)
             needed = sum(_parts(model, smallest, model.min_num_seqs, 1))
             problems.add(
-                f"{model.path} fits no GPU of {host.name}: {smallest.name} needs {gib(needed)} on one GPU, and its"
+                f"{model.path()} fits no GPU of {host.name}: {smallest.name} needs {gib(needed)} on one GPU, and its"
                 f" {model.architecture.heads} heads cannot be split over enough equal ones: add a smaller variant, or"
                 " lower context_tokens or min_num_seqs."
             )
@@ -124,7 +124,7 @@ def _pins_exist(models: Sequence[Model], host: Host, problems: Problems) -> bool
     for model in models:
         missing = [gpu_id for gpu_id in model.pin.gpu_ids or () if gpu_id not in known]
         if missing:
-            problems.add(f"{model.path}.pin.gpu_ids names GPU {missing[0]}, which {host.name} does not have: choose from {known}.")
+            problems.add(f"{model.path('pin.gpu_ids')} names GPU {missing[0]}, which {host.name} does not have: choose from {known}.")
             sound = False
     return sound
 

@@ -139,8 +139,8 @@ class Model:
     """One entry of the catalogue: a service."""
 
     name: str
-    path: str
-    """How the inventory names this entry, for sentences: ``citadel_models.hermes-2``."""
+    overridden: frozenset[str]
+    """Keys such as ``request.memory`` that ``citadel_model_overrides`` sets; all others are the catalogue's."""
     description: str
     specialisation: tuple[str, ...]
     modes: tuple[str, ...]
@@ -151,6 +151,11 @@ class Model:
     pin: Pin
     engine: Engine
     variants: tuple[Variant, ...]
+
+    def path(self, key: str = "") -> str:
+        """Name a key as the operator finds it: ``citadel_models.hermes-2.request.memory``, or under the overrides."""
+        root = "citadel_model_overrides" if key in self.overridden else "citadel_models"
+        return f"{root}.{self.name}.{key}" if key else f"{root}.{self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

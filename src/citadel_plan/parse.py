@@ -125,7 +125,7 @@ def _parse_model(name: str, reader: Reader, catalogue: Catalogue, problems: Prob
             reader.complain("modes", f'holds "{mode}": use {" and ".join(_MODES)} only')
     model = Model(
         name=name,
-        path=catalogue.name((name,)),
+        overridden=frozenset(".".join(path[1:]) for path in catalogue.overridden if path[0] == name),
         description=reader.text("description"),
         specialisation=reader.texts("specialisation"),
         modes=modes,

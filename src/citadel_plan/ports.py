@@ -93,7 +93,7 @@ def _service_listeners(models: Iterable[Model]) -> list[Derived]:
             port=model.request.port + offset,
             kind=kind,
             service=model.name,
-            path=f"{model.path}.request.port",
+            path=model.path("request.port"),
         )
         for model in models
         for side, kind, offset in (
@@ -122,7 +122,7 @@ def _check_api_ports(models: Sequence[Model], problems: Problems) -> None:
         other = by_port.setdefault(model.request.port, model)
         if other is not model:
             problems.add(
-                f"{model.path}.request.port is {model.request.port}, which {other.path}.request.port has already:"
+                f"{model.path('request.port')} is {model.request.port}, which {other.path('request.port')} has already:"
                 " give each model a port of its own."
             )
 

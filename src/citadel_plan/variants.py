@@ -40,22 +40,22 @@ def why_not(variant: Variant, architecture: Architecture, device: Device, isa: I
         isa: The host's instruction set; needed on the CPU only.
 
     Returns:
-        The rest of a sentence that begins with the variant's name, or None.
+        Part of a sentence, such as "int4 needs a CPU with AVX-512", or None.
 
     """
     if device is Device.CUDA:
         return None
-    table, kind = (_EXPERTS, "a mixture of experts") if architecture.is_mixture_of_experts else (_DENSE, "a model")
+    table, kind = (_EXPERTS, " in a mixture of experts") if architecture.is_mixture_of_experts else (_DENSE, "")
     least = table.get(variant.weight_format)
     if least is None:
-        return f"is {variant.weight_format}, which {kind} cannot use on any CPU"
+        return f"{variant.weight_format}{kind} runs on no CPU"
     if isa is None or _ORDER.index(isa) < _ORDER.index(least):
-        return f"is {variant.weight_format}, which {kind} can use on a CPU with {_named(least)} only"
+        return f"{variant.weight_format}{kind} needs a CPU with {_named(least)}"
     if variant.kv_cache_dtype == "fp8":
         if _ORDER.index(isa) < _ORDER.index(Isa.AVX512):
-            return "keeps its KV cache in fp8, which needs AVX-512"
+            return "an fp8 KV cache needs a CPU with AVX-512"
         if architecture.head_dim % _FP8_HEAD_STEP:
-            return f"keeps its KV cache in fp8, which needs a head_dim that {_FP8_HEAD_STEP} divides"
+            return f"an fp8 KV cache needs a head_dim that {_FP8_HEAD_STEP} divides"
     return None
 
 

@@ -34,11 +34,13 @@ class Received:
 class Backend:
     """A model server named `name` on a free loopback port; use it as a context manager.
 
-    `refusal` is None for a normal answer, or (HTTP status, error message) to answer every request with that error.
+    `refusal` is None for a normal answer, or (HTTP status, error message) to answer every request with that error. Where there is a `gate`, a
+    stream stops after its first word until the gate is set.
     """
 
     name: str
     refusal: tuple[int, str] | None = None
+    gate: threading.Event | None = None
     received: list[Received] = field(default_factory=list)
     connections: list[socket.socket] = field(default_factory=list)
 
@@ -142,15 +144,20 @@ class _Handler(BaseHTTPRequestHandler):
             events.append(self._envelope(kind, [choice]))
         if include_usage:
             events.append({**self._envelope(kind, []), "usage": USAGE})
-        payload = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
-        self._send(200, "text/event-stream", payload.encode())
+        lines = [f"data: {json.dumps(event)}\n\n".encode() for event in events] + [b"data: [DONE]\n\n"]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Length", str(sum(map(len, lines))))
+        self.end_headers()
+        self.wfile.write(lines[0])
+        if self.owner.gate is not None:
+            self.owner.gate.wait(timeout=60)
+        self.wfile.write(b"".join(lines[1:]))
 
     def _send_json(self, status: int, document: dict[str, Any]) -> None:
-        self._send(status, "application/json", json.dumps(document).encode())
-
-    def _send(self, status: int, content_type: str, payload: bytes) -> None:
+        payload = json.dumps(document).encode()
         self.send_response(status)
-        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)

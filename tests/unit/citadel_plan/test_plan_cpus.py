@@ -1,0 +1,197 @@
+"""CPU sets: whole cores, one node each where it can be helped, scaled down or shared where cores run out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from plan_examples import GIB, host_facts, problems_of, production_plan
+
+from citadel_plan.cpus import deal_cores
+
+
+def small_host(cores: int, memory_gib: float = 125.6, **changes: Any) -> dict[str, Any]:
+    return host_facts(memory_gib=memory_gib, cores=cores, **changes)
+
+
+# Requests of the specification in order of their ports, the gateway last: 8, 4, 4, 2, 4 = 22.
+@pytest.mark.parametrize(
+    ("requests", "available", "dealt"),
+    [
+        ((8, 4, 4, 2, 4), 24, (8, 4, 4, 2, 4)),  # enough
+        ((8, 4, 4, 2, 4), 22, (8, 4, 4, 2, 4)),
+        # One each, 11 left. Highest request / (dealt + 1) each time: 8/2 -> Mixtral 2; 8/3 -> 3; then all at 2: Mixtral 4, the
+        # three of 4 -> 2; 8/5 -> 5; all at 4/3: Mixtral 6, the three -> 3. 6 + 3 + 3 + 1 + 3 = 16.
+        ((8, 4, 4, 2, 4), 16, (6, 3, 3, 1, 3)),
+        ((8, 4, 4, 2, 4), 8, (4, 1, 1, 1, 1)),  # 3 left: 8/2, 8/3, then 8/4 and 4/2 tie, and the first wins
+        ((8, 4, 4, 2, 4), 5, (1, 1, 1, 1, 1)),
+        ((1, 1), 2, (1, 1)),
+    ],
+)
+def test_cores_are_dealt_in_proportion(requests: tuple[int, ...], available: int, dealt: tuple[int, ...]) -> None:
+    assert deal_cores(requests, available) == dealt
+
+
+def test_the_specification_on_24_cores() -> None:
+    plan = production_plan()
+    assert [service.cpu_set for service in plan.services] == ["0-7", "8-11", "12-15", "16-17"]
+    assert plan.gateway.cpu_set == "18-21"
+    assert [service.cpu_quota_percent for service in plan.services] == [800, 400, 400, 200]
+    assert [service.cpu_weight for service in plan.services] == [800, 400, 400, 200]
+    assert [service.omp_threads_bind for service in plan.services] == ["0-7", "8-11", "12-15", "16-17"]
+    assert all(service.cpus_exclusive for service in plan.services)
+    assert (plan.gateway.cpu_quota_percent, plan.gateway.cpu_weight, plan.gateway.workers) == (400, 400, 3)
+
+
+def test_sixteen_cores_scale_the_sets_down() -> None:
+    plan = production_plan(facts=small_host(16))
+    assert [service.cpu_set for service in plan.services] == ["0-5", "6-8", "9-11", "12"]
+    assert plan.gateway.cpu_set == "13-15"
+    assert [service.cpu_quota_percent for service in plan.services] == [600, 300, 300, 100]
+    assert [service.cpu_weight for service in plan.services] == [800, 400, 400, 200]  # in proportion to the request
+    assert plan.warnings[-2] == (
+        "cpus: 22 cores are requested and hx-llm-server-01 has 16: scaled down to mixtral-8x7b 6 of 8, hermes-2 3 of 4, openchat-3.5 3 of"
+        " 4, phi-3-mini 1 of 2, gateway 3"
+    )
+
+
+def test_below_one_core_per_service_all_share() -> None:
+    plan = production_plan(facts=small_host(4))
+    assert {service.cpu_set for service in plan.services} == {"0-3"} == {plan.gateway.cpu_set}
+    assert not any(service.cpus_exclusive for service in plan.services)
+    assert [service.cpu_quota_percent for service in plan.services] == [None] * 4
+    assert plan.gateway.cpu_quota_percent is None
+    assert [service.cpu_weight for service in plan.services] == [800, 400, 400, 200]
+    assert {service.omp_threads_bind for service in plan.services} == {"0-3"}
+
+
+def test_five_cores_are_enough_for_one_each() -> None:
+    plan = production_plan(facts=small_host(5))
+    assert [service.cpu_set for service in plan.services] == ["0", "1", "2", "3"]
+    assert plan.gateway.cpu_set == "4"
+
+
+def test_a_quota_of_the_operators_holds_in_every_mode() -> None:
+    overrides = {"hermes-2": {"request": {"cpu_quota_percent": 150, "cpu_weight": 55, "io_weight": 300, "tasks_max": 700}}}
+    gateway = {"cpu_quota_percent": 80, "cpu_weight": 9, "io_weight": 7, "tasks_max": 333}
+    for cores in (2, 16, 24):
+        plan = production_plan(facts=small_host(cores), overrides=overrides, gateway=gateway)
+        service = plan.services[1]
+        assert (service.cpu_quota_percent, service.cpu_weight, service.io_weight, service.tasks_max) == (150, 55, 300, 700)
+        assert (plan.gateway.cpu_quota_percent, plan.gateway.cpu_weight) == (80, 9)
+        assert (plan.gateway.io_weight, plan.gateway.tasks_max) == (7, 333)
+        assert plan.slice.tasks_max == 3 * 512 + 700 + 333
+
+
+def test_a_quota_above_the_host_is_refused() -> None:
+    problems = problems_of(
+        facts=small_host(2),
+        overrides={"hermes-2": {"request": {"cpu_quota_percent": 201}}},
+        gateway={"cpu_quota_percent": 300},
+    )
+    assert problems == (
+        "citadel_model_overrides.hermes-2.request.cpu_quota_percent is 201, which is more than the 200 of all 2 CPUs of hx-llm-server-01:"
+        " lower it or leave it out.",
+        "citadel_plan_settings.gateway.cpu_quota_percent is 300, which is more than the 200 of all 2 CPUs of hx-llm-server-01: lower it or"
+        " leave it out.",
+    )
+
+
+def test_weights_stay_within_what_systemd_takes() -> None:
+    plan = production_plan(overrides={"mixtral-8x7b": {"request": {"cpus": 4096}}})
+    assert plan.services[0].cpu_weight == 10_000
+
+
+def test_cores_with_two_threads_are_never_split() -> None:
+    # 24 cores, CPU n and n + 24 on one core: 8 cores are 16 CPUs, one thread computes on each core.
+    facts = host_facts(cores=48, thread_siblings=[f"{core},{core + 24}" for core in range(24)])
+    plan = production_plan(facts=facts)
+    assert [service.cpu_set for service in plan.services] == ["0-7,24-31", "8-11,32-35", "12-15,36-39", "16-17,40-41"]
+    assert [service.omp_threads_bind for service in plan.services] == ["0-7", "8-11", "12-15", "16-17"]
+    assert [service.cpu_quota_percent for service in plan.services] == [1600, 800, 800, 400]
+    assert plan.totals.cpus_available == 24
+
+
+def test_neighbouring_threads_of_one_core_stay_together() -> None:
+    facts = host_facts(cores=48, thread_siblings=[f"{2 * core}-{2 * core + 1}" for core in range(24)])
+    plan = production_plan(facts=facts)
+    assert plan.services[1].cpu_set == "16-23"
+    assert plan.services[1].omp_threads_bind == "16,18,20,22"
+
+
+def test_each_service_stays_on_one_node_with_its_memory() -> None:
+    # Two nodes of 12 cores and 128 G (125 usable). By port: Mixtral 8 cores and 90 G on node 0, Hermes-2 4 cores and 15 G on node 0,
+    # then node 0 has no core left: OpenChat and Phi-3 on node 1, the gateway with them.
+    plan = production_plan(facts=host_facts(memory_gib=256, nodes=2))
+    assert [(service.cpu_set, service.numa_nodes) for service in plan.services] == [
+        ("0-7", (0,)),
+        ("8-11", (0,)),
+        ("12-15", (1,)),
+        ("16-17", (1,)),
+    ]
+    assert plan.gateway.cpu_set == "18-21"
+
+
+def test_a_request_beyond_a_node_is_cut_down_to_it() -> None:
+    # Two nodes of 64 G, each 61 without its part of the reserve: Mixtral gets 61 of 90 and a node to itself; the rest lies on the other.
+    plan = production_plan(facts=host_facts(memory_gib=128, nodes=2))
+    mixtral = plan.services[0]
+    assert mixtral.memory_max_bytes == 61 * GIB
+    assert mixtral.numa_nodes == (0,)
+    assert {service.numa_nodes for service in plan.services[1:]} == {(1,)}
+    assert "mixtral-8x7b: requested 90.0 GiB, and the 61.0 GiB of a NUMA node are granted" in plan.warnings
+    assert problems_of(facts=host_facts(memory_gib=128, nodes=2), policy="strict")[0] == (
+        "citadel_models.mixtral-8x7b.request.memory is 90.0 GiB, which is more than the 61.0 GiB that a NUMA node has for a service, and"
+        ' vLLM keeps a model on one node: lower it to "62464MiB".'
+    )
+
+
+def test_a_model_that_fits_no_node_is_refused() -> None:
+    # bf16 needs 102 G; a node has 93 of 96 G.
+    problems = problems_of(facts=host_facts(memory_gib=192, nodes=2), overrides={"mixtral-8x7b": {"pin": {"variant": "bf16"}}})
+    assert problems[0].startswith("citadel_models.mixtral-8x7b needs 102.1 GiB at least, and no NUMA node has more than 93.0 GiB")
+
+
+def test_services_that_do_not_fit_the_nodes_together_are_refused() -> None:
+    # Nodes of 64 G (61 usable): three services of 40 G find two nodes.
+    overrides = {
+        "mixtral-8x7b": {"enabled": False},
+        **{name: {"request": {"memory": "40GiB"}} for name in ("hermes-2", "openchat-3.5")},
+        "phi-3-mini": {"request": {"memory": "39GiB"}},
+    }
+    (problem,) = problems_of(facts=host_facts(memory_gib=128, nodes=2), overrides=overrides)
+    assert problem == (
+        "The services do not fit the NUMA nodes of hx-llm-server-01, and vLLM keeps each model on one node: hermes-2 40.0 GiB,"
+        " openchat-3.5 40.0 GiB, phi-3-mini 39.0 GiB; there is room for node 0 61.0 GiB, node 1 61.0 GiB. Lower request.memory of the"
+        " largest, or set enabled: false on one."
+    )
+
+
+def test_a_set_spans_nodes_only_where_it_must() -> None:
+    # Four nodes of 4 cores: no node has the 6 that Mixtral is dealt.
+    # It takes node 0 and two of node 3, and the gateway has what is left.
+    plan = production_plan(facts=host_facts(memory_gib=512, cores=16, nodes=4))
+    mixtral = plan.services[0]
+    assert len(mixtral.numa_nodes) == 2
+    assert mixtral.omp_threads_bind is not None
+    assert any(warning.startswith("mixtral-8x7b: its 6 cores span NUMA nodes") for warning in plan.warnings)
+    assert all(len(service.numa_nodes) == 1 for service in plan.services[1:])
+
+
+def test_a_pinned_set_is_kept_and_nobody_else_gets_it() -> None:
+    plan = production_plan(overrides={"hermes-2": {"pin": {"cpu_set": "0-3"}}})
+    assert [service.cpu_set for service in plan.services] == ["4-11", "0-3", "12-15", "16-17"]
+    assert plan.services[1].cpus_exclusive
+
+
+def test_pins_that_cannot_be_kept_are_refused() -> None:
+    overrides = {
+        "hermes-2": {"pin": {"cpu_set": "0-3"}},
+        "phi-3-mini": {"pin": {"cpu_set": "3-4"}},
+        "openchat-3.5": {"pin": {"cpu_set": "40-41"}},
+    }
+    assert problems_of(overrides=overrides) == (
+        "citadel_model_overrides.openchat-3.5.pin.cpu_set is 40-41, and hx-llm-server-01 has no CPU 40-41: choose from 0-23.",
+        "citadel_model_overrides.phi-3-mini.pin.cpu_set is 3-4, which shares a core (CPU 3) with"
+        " citadel_model_overrides.hermes-2.pin.cpu_set: choose sets that do not overlap.",
+    )
