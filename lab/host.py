@@ -71,7 +71,9 @@ def run(*command: str | Path, check: bool = True, **options: object) -> subproce
     """Run a command, its output captured; on failure the LabError holds what it said."""
     result = subprocess.run([str(part) for part in command], text=True, capture_output=True, check=False, **options)  # type: ignore[call-overload]
     if check and result.returncode != 0:
-        raise LabError(f"`{' '.join(str(part) for part in command)}` failed ({result.returncode}): {(result.stderr or result.stdout).strip()}")
+        raise LabError(
+            f"`{' '.join(str(part) for part in command)}` failed ({result.returncode}): {(result.stderr or result.stdout).strip()}"
+        )
     return result
 
 
@@ -194,7 +196,20 @@ def default_route() -> dict[str, object]:
 
 
 def nat_rule() -> list[str]:
-    return ["POSTROUTING", "-s", str(NETWORK.network), "!", "-d", str(NETWORK.network), "-m", "comment", "--comment", NAT_COMMENT, "-j", "MASQUERADE"]
+    return [
+        "POSTROUTING",
+        "-s",
+        str(NETWORK.network),
+        "!",
+        "-d",
+        str(NETWORK.network),
+        "-m",
+        "comment",
+        "--comment",
+        NAT_COMMENT,
+        "-j",
+        "MASQUERADE",
+    ]
 
 
 def forward_rules() -> list[list[str]]:
@@ -257,7 +272,11 @@ def cgroup_folders(name: str) -> list[Path]:
     """The guest's cgroup in every version 1 hierarchy (and the hybrid `unified` one); empty on a pure version 2 machine."""
     if Path("/sys/fs/cgroup/cgroup.controllers").exists():
         return []
-    return [Path("/sys/fs/cgroup") / controller / f"{NAT_COMMENT}-{name}" for controller in CGROUP_V1_CONTROLLERS if (Path("/sys/fs/cgroup") / controller).is_dir()]
+    return [
+        Path("/sys/fs/cgroup") / controller / f"{NAT_COMMENT}-{name}"
+        for controller in CGROUP_V1_CONTROLLERS
+        if (Path("/sys/fs/cgroup") / controller).is_dir()
+    ]
 
 
 def make_cgroups(name: str) -> None:
@@ -375,7 +394,15 @@ def boot(guest: Guest, binds: list[str]) -> None:
     ]  # fmt: skip
     if Path("/run/systemd/system").exists():
         # A service manager owns this machine's cgroup tree: let it hand a delegated part of it to the guest.
-        command = ["systemd-run", "--quiet", "--scope", "--collect", "--property=Delegate=yes", f"--unit={NAT_COMMENT}-{guest.name}", *command]
+        command = [
+            "systemd-run",
+            "--quiet",
+            "--scope",
+            "--collect",
+            "--property=Delegate=yes",
+            f"--unit={NAT_COMMENT}-{guest.name}",
+            *command,
+        ]
     cgroups = cgroup_folders(guest.name)
 
     def enter_cgroups() -> None:
@@ -383,10 +410,14 @@ def boot(guest: Guest, binds: list[str]) -> None:
             (folder / "cgroup.procs").write_text(str(os.getpid()))
 
     with (guest.folder / "console.log").open("ab") as console:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True, preexec_fn=enter_cgroups)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True, preexec_fn=enter_cgroups
+        )
     guest.process.write_text(json.dumps({"pid": child.pid, "start_time": start_time(child.pid), "binds": binds}))
     deadline = time.monotonic() + BOOT_SECONDS
-    while ssh(guest, "systemctl is-system-running --wait >/dev/null 2>&1; test -S /run/dbus/system_bus_socket", check=False).returncode != 0:
+    while (
+        ssh(guest, "systemctl is-system-running --wait >/dev/null 2>&1; test -S /run/dbus/system_bus_socket", check=False).returncode != 0
+    ):
         if child.poll() is not None or time.monotonic() > deadline:
             raise LabError(f"the guest {guest.name} did not boot; its console: {guest.folder / 'console.log'}")
         time.sleep(0.2)
@@ -528,7 +559,9 @@ def main() -> NoReturn:
     command = commands.add_parser("create", help="make and boot a lab host, or boot it again")
     command.add_argument("name", choices=GUESTS)
     command.add_argument("--owner", default="demo", help="who uses it: a second user is told, never disturbed")
-    command.add_argument("--bind", action="append", default=[], metavar="FOLDER:PATH[:ro]", help="show a folder of this machine to the guest")
+    command.add_argument(
+        "--bind", action="append", default=[], metavar="FOLDER:PATH[:ro]", help="show a folder of this machine to the guest"
+    )
     command.set_defaults(function=create)
     command = commands.add_parser("destroy", help="remove lab hosts, and the network after the last one")
     command.add_argument("name", nargs="?", choices=GUESTS)

@@ -114,7 +114,7 @@ def units_of_sockets():
     for process in Path("/proc").glob("[0-9]*"):
         try:
             groups = (process / "cgroup").read_text()
-            inodes = [os.readlink(entry) for entry in (process / "fd").iterdir()]
+            inodes = [str(entry.readlink()) for entry in (process / "fd").iterdir()]
         except OSError:
             continue  # it ended while we looked
         found = re.findall(r"/([^/\n]+\.(?:service|socket|scope))(?:/|$)", groups, re.MULTILINE)

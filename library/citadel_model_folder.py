@@ -79,16 +79,20 @@ def tensor_bytes(path):
     return sum(offsets[1] - offsets[0] for offsets in ends)
 
 
-def read(folder):
-    """(defect, weights_bytes) of a model folder."""
+def config_defect(folder):
     try:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
-        return "has no config.json", 0
+        return "has no config.json"
     except ValueError as error:
-        return f"has a config.json that is not JSON ({error})", 0
-    if not isinstance(config, dict) or not config.get("architectures"):
-        return "has a config.json without 'architectures'", 0
+        return f"has a config.json that is not JSON ({error})"
+    return "" if isinstance(config, dict) and config.get("architectures") else "has a config.json without 'architectures'"
+
+
+def read(folder):
+    """(defect, weights_bytes) of a model folder."""
+    if defect := config_defect(folder):
+        return defect, 0
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return "has no weights (*.safetensors)", 0

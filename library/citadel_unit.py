@@ -64,6 +64,7 @@ status_text:
   type: str
 """
 
+import calendar
 import time
 from pathlib import Path
 
@@ -81,13 +82,11 @@ def show(module, name):
 
 def seconds(timestamp):
     """Seconds since 1970 of a systemd timestamp such as 'Mon 2026-11-23 09:18:00.123456 UTC'; 0 where there is none."""
-    import calendar
-
     parts = timestamp.split()
     if len(parts) != 4:
         return 0.0
     day = time.strptime(" ".join(parts[1:3]).split(".")[0], "%Y-%m-%d %H:%M:%S")
-    return calendar.timegm(day) + float("0." + (parts[2].split(".") + ["0"])[1])
+    return calendar.timegm(day) + float("0." + parts[2].partition(".")[2])
 
 
 def newest(paths):
@@ -118,8 +117,8 @@ def apply(module):
     unit = show(module, name)
     action, reason = decide(unit, module.params)
     if action != "none" and not module.check_mode:
-        if unit["NeedDaemonReload"] == "yes" or unit["LoadState"] != "loaded":
-            module.run_command(["systemctl", "daemon-reload"], check_rc=True)
+        # Always, and not where NeedDaemonReload says so: systemd 252 does not notice the first drop-in folder of a unit that it has loaded.
+        module.run_command(["systemctl", "daemon-reload"], check_rc=True)
         if unit["ActiveState"] == "failed":
             module.run_command(["systemctl", "reset-failed", name], check_rc=True)
         if action != "reloaded":
@@ -146,7 +145,9 @@ def wait(module):
     if unit["ActiveState"] == "failed" or (unit["SubState"] == "auto-restart" and unit["Result"] != "success"):
         _, journal, _ = module.run_command(["journalctl", "--unit", name, "--lines=40", "--no-pager", "--output=cat"])
         module.fail_json(
-            msg=f"{name} did not start ({unit['Result']}). Its last words:\n{journal}See: journalctl -u {name}", action="none", **state_of(module, name)
+            msg=f"{name} did not start ({unit['Result']}). Its last words:\n{journal}See: journalctl -u {name}",
+            action="none",
+            **state_of(module, name),
         )
     module.exit_json(changed=False, action="none", **state_of(module, name))
 

@@ -286,7 +286,7 @@ class _Planner:
             stated = entry.variant.weights_bytes
             if abs(stated - expected) > expected * _FORMULA_TOLERANCE_PERCENT // 100 + MIB:
                 self.warnings.append(
-                    f"{entry.model.name}: {entry.model.path}.variants.{entry.variant.name}.weights_bytes is"
+                    f"{entry.model.name}: {entry.model.path(f'variants.{entry.variant.name}.weights_bytes')} is"
                     f" {gib(stated)} and its parameters make {gib(expected)} in {entry.variant.weight_format}:"
                     " one of them is wrong"
                 )
@@ -319,7 +319,6 @@ class _Planner:
                 memory_free_bytes=host.memory_bytes - settings.memory_reserve_bytes - memory_max,
                 cpus_available=len(host.cores),
                 cpus_requested=sum(service.cpus_requested for service in services) + gateway.cpus_requested,
-                storage_free_bytes=storage.free_bytes,
                 storage_reserved_bytes=storage.reserved_bytes,
                 storage_requested_bytes=storage.requested_bytes,
                 storage_needed_bytes=storage.needed_bytes,

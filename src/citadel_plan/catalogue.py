@@ -62,7 +62,7 @@ def merge_catalogue(models: object, overrides: object, problems: Problems) -> Ca
     known = {
         name: entry for name, entry in named_over.items() if name in named_base or (isinstance(entry, Mapping) and "architecture" in entry)
     }
-    return Catalogue(entries=_merge(named_base, known), overridden=frozenset(_paths(known)))
+    return Catalogue(entries=_merge(named_base, known), overridden=frozenset(_paths(known, named_base)))
 
 
 def _top_level(value: object, name: str, problems: Problems) -> dict[str, object]:
@@ -100,13 +100,14 @@ def _merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, 
     return merged
 
 
-def _paths(tree: Mapping[str, object], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """List every path that the overrides touch."""
+def _paths(over: Mapping[str, object], base: object, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """List every path that the overrides set: values, and mappings that the catalogue does not have."""
     found: list[tuple[str, ...]] = []
-    for key, value in tree.items():
+    for key, value in over.items():
         here = (*path, str(key))
-        if isinstance(value, Mapping):
-            found.extend(_paths(value, here))
-        else:
+        below = base.get(key) if isinstance(base, Mapping) else None
+        if not isinstance(value, Mapping) or not isinstance(below, Mapping):
             found.append(here)
+        if isinstance(value, Mapping):
+            found.extend(_paths(value, below, here))
     return found

@@ -1,7 +1,8 @@
 """Which service runs on which GPUs.
 
 GPUs are bins, services are packed first-fit by decreasing size. Where the best variants of all do not fit together,
-quality goes down evenly: the service that is still on its best variant steps first, the largest saving first.
+quality goes down evenly, the service whose variant is nearest to the best first, the largest saving first; what then is
+left over lifts services again.
 """
 
 from __future__ import annotations
@@ -93,16 +94,13 @@ def plan_gpus(
             )
     if not all(able.values()):
         return None
-    rank = {model.name: 0 for model in models}
-    while True:
-        chosen = {model.name: able[model.name][rank[model.name]] for model in models}
+    levels = _levels(models, able, variants, host)
+    if levels is not None:
+        chosen = {model.name: able[model.name][levels[model.name]] for model in models}
         placed = _pack(models, chosen, host)
         if placed is not None:
             return _grow(models, chosen, placed, host)
-        steps = [model for model in models if rank[model.name] + 1 < len(able[model.name])]
-        if not steps:
-            break
-        rank[min(steps, key=lambda model: _step_key(model, able[model.name], rank[model.name])).name] += 1
+    chosen = {model.name: able[model.name][-1] for model in models}
     sizes = ", ".join(f"{model.name} {gib(sum(_parts(model, chosen[model.name], model.min_num_seqs, 1)))}" for model in models)
     gpus = ", ".join(f"GPU {gpu.id} {gib(gpu.memory_bytes)}" for gpu in host.gpus)
     problems.add(
@@ -113,9 +111,34 @@ def plan_gpus(
     return None
 
 
-def _step_key(model: Model, variants: Sequence[Variant], rank: int) -> tuple[int, int, int]:
-    saving = variants[rank].weights_bytes - variants[rank + 1].weights_bytes
-    return (rank, -saving, model.request.port)
+def _levels(
+    models: Sequence[Model], able: Mapping[str, Sequence[Variant]], variants: Mapping[str, Sequence[Variant]], host: Host
+) -> dict[str, int] | None:
+    """Choose a place in each list of variants so that all services fit together, or None where none does.
+
+    First down, evenly; then each service up again as far as the rest allows, the one furthest down first.
+    """
+    levels = {model.name: 0 for model in models}
+
+    def fits(tried: Mapping[str, int]) -> bool:
+        return _pack(models, {model.name: able[model.name][tried[model.name]] for model in models}, host) is not None
+
+    def depth(model: Model) -> int:
+        return variants[model.name].index(able[model.name][levels[model.name]])
+
+    def step_key(model: Model) -> tuple[int, int, int]:
+        here, below = (able[model.name][levels[model.name] + step].weights_bytes for step in (0, 1))
+        return (depth(model), below - here, model.request.port)
+
+    while not fits(levels):
+        steps = [model for model in models if levels[model.name] + 1 < len(able[model.name])]
+        if not steps:
+            return None
+        levels[min(steps, key=step_key).name] += 1
+    for model in sorted(models, key=lambda model: (-depth(model), model.request.port)):
+        while levels[model.name] and fits(levels | {model.name: levels[model.name] - 1}):
+            levels[model.name] -= 1
+    return levels
 
 
 def _pins_exist(models: Sequence[Model], host: Host, problems: Problems) -> bool:

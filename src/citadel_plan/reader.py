@@ -37,7 +37,7 @@ def display(value: object) -> str:
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Suggest the nearest known word: ``' (did you mean "memory"?)'``, or nothing."""
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.7)
     return f' (did you mean "{near[0]}"?)' if near else ""
 
 

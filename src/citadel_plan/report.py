@@ -36,7 +36,7 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         f"memory: {_number(totals['memory_max_bytes'])} of {_number(usable)} granted"
         f" ({_number(totals['memory_capacity_bytes'])} less a reserve of {_number(totals['memory_reserved_bytes'])});"
         f" cores: {totals['cpus_requested']} requested, {totals['cpus_available']} there;"
-        f" disk: {_number(totals['storage_needed_bytes'])} needed, {_number(totals['storage_free_bytes'])} free",
+        f" disk: {_number(totals['storage_needed_bytes'])} needed",
         *(f"warning: {warning}" for warning in plan["warnings"]),
     ]
     return "\n".join(lines)

@@ -125,7 +125,6 @@ class Totals:
     memory_free_bytes: int
     cpus_available: int
     cpus_requested: int
-    storage_free_bytes: int
     storage_reserved_bytes: int
     storage_requested_bytes: int
     storage_needed_bytes: int

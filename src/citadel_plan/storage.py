@@ -55,7 +55,7 @@ def check_storage(storage: Storage, largest: Sequence[tuple[str, int]], problems
         )
     if storage.requested_bytes > storage.free_bytes:
         return [
-            f"storage: {gib(storage.requested_bytes)} are allocated and {gib(storage.free_bytes)} are free;"
+            f"storage: {gib(storage.requested_bytes)} are allocated, which is more than is free;"
             f" the chosen weights need {gib(storage.needed_bytes)}"
         ]
     return []

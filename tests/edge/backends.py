@@ -11,6 +11,9 @@ from typing import Any, Self
 
 LOOPBACK = "127.0.0.1"
 
+# Of every stream.
+PARTS = 5
+
 
 @dataclass(frozen=True)
 class Received:
@@ -134,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number in range(3):
+        for number in range(PARTS):
             if not self.backend.chunks.acquire(timeout=30):
                 return
             event = f"data: {number}\n\n".encode()

@@ -1,7 +1,7 @@
 """A small OpenAI-like model server on loopback that remembers what it was asked.
 
-It stands where vLLM stands behind the edge: the tests of the gateway look at what reaches the model, so the model only has to answer in the
-right form. Which answer it gives is a property that a test may change at any time.
+It stands where vLLM stands behind the edge: the tests of the gateway look at what reaches the model, so the model only has to answer
+in the right form. Which answer it gives is a property that a test may change at any time.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Received:
 class Backend:
     """A model server named `name` on a free loopback port; use it as a context manager.
 
-    `refusal` is None for a normal answer, or (HTTP status, error message) to answer every request with that error. Where there is a `gate`, a
-    stream stops after its first word until the gate is set.
+    `refusal` is None for a normal answer, or (HTTP status, error message) to answer every request with that error. Where there is a
+    `gate`, a stream stops after its first word until the gate is set.
     """
 
     name: str
@@ -70,7 +70,6 @@ class Backend:
         """Answer normally again and forget every request so far."""
         self.refusal = None
         self.received.clear()
-
 
     def _start(self, port: int) -> None:
         backend = self

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+
 from gateway.backend import Backend
 from gateway.harness import MODELS
 
@@ -23,7 +24,7 @@ def backends() -> Iterator[dict[str, Backend]]:
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[[Callable[[], object], object], None]:
-    """Asserts that a function comes to return a value within ten seconds: LiteLLM counts and logs after it has answered."""
+    """Assert that a function comes to return a value within ten seconds: LiteLLM counts and logs after it has answered."""
 
     def check(look: Callable[[], object], expected: object) -> None:
         deadline = time.monotonic() + 10

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ansible.parsing.dataloader import DataLoader
+
 from rendering import PROJECT, render, role_defaults
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def litellm_environment() -> Path:
-    """The root of the virtual environment that CITADEL_LITELLM_PYTHON names; says what to do where it does not."""
+    """Return the root of the virtual environment that CITADEL_LITELLM_PYTHON names; RuntimeError says what to do where it does not."""
     python = os.environ.get("CITADEL_LITELLM_PYTHON", "")
     if not (python and (Path(python).parent / "litellm").exists()):
         raise RuntimeError(
@@ -50,7 +51,7 @@ def litellm_environment() -> Path:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on at this moment."""
+    """Find a loopback port that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -81,12 +82,13 @@ class Response:
     headers: dict[str, str]
     text: str
 
-    def json(self) -> Any:
-        """The body as JSON."""
-        return json.loads(self.text)
+    def json(self) -> dict[str, Any]:
+        """Read the body as a JSON object."""
+        document: dict[str, Any] = json.loads(self.text)
+        return document
 
     def events(self) -> list[dict[str, Any]]:
-        """The JSON events of a stream, which must have ended with [DONE]."""
+        """Read the JSON events of a stream, which must have ended with [DONE]."""
         data = [line.removeprefix("data: ") for line in self.text.splitlines() if line.startswith("data: ")]
         assert data, self.text
         assert data[-1] == "[DONE]", self.text
@@ -97,7 +99,8 @@ class Response:
 class Gateway:
     """A LiteLLM process that serves `upstreams`; use it as a context manager.
 
-    `variables` are role variables over the role's defaults. Starting raises RuntimeError with the end of the output when LiteLLM does not answer.
+    `variables` are role variables over the role's defaults. Starting raises RuntimeError with the end of the output when LiteLLM does
+    not answer.
     """
 
     folder: Path
@@ -110,7 +113,7 @@ class Gateway:
         self.log_file = self.folder / "log" / INSTANCE / f"{INSTANCE}.log"
         self.output_file = self.folder / "output"
         self._render()
-        service = _directives((self.folder / "10-exec.conf").read_text(encoding="utf-8"))
+        service = directives((self.folder / "10-exec.conf").read_text(encoding="utf-8"))
         environment = _environment(self.folder / f"{INSTANCE}.env") | _environment(self.folder / "secret.env")
         with self.output_file.open("wb") as output:
             self.process = subprocess.Popen(
@@ -140,17 +143,17 @@ class Gateway:
             self.process.wait(timeout=10)
 
     def output(self) -> str:
-        """What LiteLLM wrote to its standard output and error: the journal's part."""
+        """Read what LiteLLM wrote to its standard output and error: the journal's part."""
         return self.output_file.read_text(encoding="utf-8", errors="replace")
 
     def log(self) -> str:
-        """What LiteLLM wrote to its log file."""
+        """Read what LiteLLM wrote to its log file."""
         return self.log_file.read_text(encoding="utf-8")
 
     def request(
         self, method: str, path: str, body: object = None, *, key: str | None = MASTER_KEY, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """One request on a connection of its own; `body` is sent as JSON, or as it is where it is bytes."""
+        """Send one request on a connection of its own; `body` is sent as JSON, or as it is where it is bytes."""
         sent = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key is not None else {}) | dict(headers or {})
         payload = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -163,29 +166,32 @@ class Gateway:
             connection.close()
 
     def post(self, path: str, body: object) -> Response:
-        """A POST with the master key."""
+        """Send a POST with the master key."""
         return self.request("POST", path, body)
 
     def get(self, path: str) -> Response:
-        """A GET with the master key."""
+        """Send a GET with the master key."""
         return self.request("GET", path)
 
     def _render(self) -> None:
         config = self.folder / "config"
         for folder in (config, self.folder / "cache", self.folder / "run", self.log_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        variables = role_defaults("gateway") | dict(DataLoader().load_from_file(str(ROLE / "vars" / "main.yml"), trusted_as_template=True))
-        variables |= {
-            "gateway_plan": _plan(self.port, self.workers),
-            "gateway_upstreams": list(self.upstreams),
-            "gateway_default_model": "hermes-2",
-            "gateway_runtime_path": str(litellm_environment()),
-            "gateway_config_directory": str(config),
-            "gateway_cache_directory": str(self.folder / "cache"),
-            "gateway_runtime_directory": str(self.folder / "run"),
-            "gateway_log_directory": str(self.folder / "log"),
-            "gateway_wait_command": str(self._install_wait_command()),
-        } | dict(self.variables)
+        variables: dict[str, Any] = (
+            role_variables()
+            | {
+                "gateway_plan": plan(self.port, self.workers),
+                "gateway_upstreams": list(self.upstreams),
+                "gateway_default_model": "hermes-2",
+                "gateway_runtime_path": str(litellm_environment()),
+                "gateway_config_directory": str(config),
+                "gateway_cache_directory": str(self.folder / "cache"),
+                "gateway_runtime_directory": str(self.folder / "run"),
+                "gateway_log_directory": str(self.folder / "log"),
+                "gateway_wait_command": str(self._install_wait_command()),
+            }
+            | dict(self.variables)
+        )
         for template, target in (
             ("config.yaml", config / "config.yaml"),
             ("routing.json", config / "routing.json"),
@@ -205,7 +211,13 @@ class Gateway:
         return command
 
 
-def _plan(port: int, workers: int) -> dict[str, Any]:
+def role_variables() -> dict[str, Any]:
+    """Read the role's defaults and its own variables, as Ansible does for a host that sets none of them."""
+    return role_defaults("gateway") | dict(DataLoader().load_from_file(str(ROLE / "vars" / "main.yml"), trusted_as_template=True))
+
+
+def plan(port: int, workers: int) -> dict[str, Any]:
+    """Write the gateway's slice of a plan that shares all CPUs of this machine."""
     cpus = ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0)))
     return {
         "name": INSTANCE,
@@ -221,8 +233,8 @@ def _plan(port: int, workers: int) -> dict[str, Any]:
     }
 
 
-def _directives(unit: str) -> dict[str, list[str]]:
-    """All values of each directive of a unit file, with continued lines joined; an empty value resets the list, as systemd does."""
+def directives(unit: str) -> dict[str, list[str]]:
+    """Read all values of each directive of a unit file, continued lines joined; an empty value resets the list, as systemd does."""
     found: dict[str, list[str]] = {}
     for line in unit.replace("\\\n", " ").splitlines():
         name, separator, value = line.partition("=")

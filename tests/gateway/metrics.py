@@ -9,7 +9,7 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 def total(page: str, metric: str, **labels: str) -> float:
-    """The sum over all samples of `metric` that have these label values; 0 where there is none."""
+    """Add up all samples of `metric` that have these label values; 0 where there is none."""
     found = 0.0
     for line in page.splitlines():
         sample = _SAMPLE.match(line)

@@ -20,14 +20,19 @@ SECOND = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
 
 
 def attempts() -> int:
-    """How often the kernel had no way to a destination, and how many datagrams (look-ups of names) were sent, since the namespace was made."""
+    """Count since the namespace was made: destinations that the kernel knew no way to, and datagrams (look-ups of names)."""
     rows = [line.split() for line in Path("/proc/net/snmp").read_text(encoding="ascii").splitlines()]
     counters: dict[str, int] = {}
     for names, values in zip(rows[::2], rows[1::2], strict=True):
         counters |= {f"{names[0]}{name}": int(value) for name, value in zip(names[1:], values[1:], strict=True)}
     snmp6 = Path("/proc/net/snmp6")
     newer = dict(line.split() for line in snmp6.read_text(encoding="ascii").splitlines()) if snmp6.exists() else {}
-    return counters["Ip:OutNoRoutes"] + counters["Udp:OutDatagrams"] + int(newer.get("Ip6OutNoRoutes", 0)) + int(newer.get("Udp6OutDatagrams", 0))
+    return (
+        counters["Ip:OutNoRoutes"]
+        + counters["Udp:OutDatagrams"]
+        + int(newer.get("Ip6OutNoRoutes", 0))
+        + int(newer.get("Udp6OutDatagrams", 0))
+    )
 
 
 def main() -> None:
@@ -46,7 +51,7 @@ def main() -> None:
     after = attempts()
     with contextlib.suppress(OSError), socket.socket() as outward:
         outward.connect(("192.0.2.1", 80))  # TEST-NET-1: nobody's
-    print(json.dumps({"answers": answers, "attempts": after - before, "instrument": attempts() - after}))  # noqa: T201
+    print(json.dumps({"answers": answers, "attempts": after - before, "instrument": attempts() - after}))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from gateway.backend import ANSWER, USAGE, Backend
 from gateway.harness import MASTER_KEY, MODELS, Gateway, upstream
 from gateway.metrics import total
@@ -46,7 +47,7 @@ def _as_new(backends: dict[str, Backend], second_phi: Backend) -> None:
         backend.forget()
 
 
-def request(path: str, **fields: Any) -> dict[str, Any]:
+def request(path: str, **fields: object) -> dict[str, Any]:
     content: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]} if path == CHAT else {"prompt": "Hello"}
     return content | fields
 
@@ -94,7 +95,9 @@ def test_a_request_without_a_model_goes_to_the_default(
     assert (received.path, received.body["model"], received.body["max_tokens"]) == (path, DEFAULT, 17)
 
 
-@pytest.mark.parametrize(("path", "model", "stream"), list(itertools.product([CHAT, TEXT], ["mixtral-8x7b", "openchat-3.5"], [False, True])))
+@pytest.mark.parametrize(
+    ("path", "model", "stream"), list(itertools.product([CHAT, TEXT], ["mixtral-8x7b", "openchat-3.5"], [False, True]))
+)
 def test_a_named_model_answers_itself(gateway: Gateway, backends: dict[str, Backend], path: str, model: str, stream: bool) -> None:
     answer = gateway.post(path, request(path, model=model, stream=stream))
     assert text_of(path, answer, stream=stream) == ANSWER
@@ -156,7 +159,7 @@ def test_another_model_answers_for_one_that_cannot(gateway: Gateway, backends: d
 
 
 def test_a_text_stream_says_that_its_model_cannot_answer(gateway: Gateway, backends: dict[str, Backend]) -> None:
-    """LiteLLM 1.106.2 opens a text stream after its router is done, so there is no fallback; a release that mends it turns this test red."""
+    """LiteLLM 1.106.2 opens a text stream after its router is done, so nothing falls back; a release that mends it makes this red."""
     backends["openchat-3.5"].refusal = (503, "no server is up")
     answer = gateway.post(TEXT, request(TEXT, model="openchat-3.5", stream=True))
     assert (answer.status, answer.json()["error"]["code"]) == (503, "503")
@@ -310,6 +313,7 @@ def test_the_log_file_may_be_rotated_away(gateway: Gateway, eventually: Eventual
 
 def test_probes_stay_out_of_the_log(gateway: Gateway, eventually: Eventually) -> None:
     gateway.get("/health/readiness?probe")
+    gateway.get("/health/liveliness?probe")
     gateway.get("/metrics/?probe")
     gateway.get("/v1/models?afterwards")
     eventually(lambda: "/v1/models?afterwards" in gateway.log(), True)

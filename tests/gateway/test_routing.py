@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
 from rendering import PROJECT
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ MODULE = PROJECT / "roles" / "gateway" / "files" / "citadel_routing.py"
 
 @pytest.fixture(scope="module")
 def routing() -> Iterator[ModuleType]:
-    """The module as it is copied to a host: it belongs to no package."""
+    """Load the module as it is copied to a host: it belongs to no package."""
     spec = importlib.util.spec_from_file_location("citadel_routing", MODULE)
     assert spec is not None
     assert spec.loader is not None

@@ -28,7 +28,9 @@ def test_models_are_listed_with_capabilities(plan: dict[str, Any]) -> None:
 
 
 def test_answer_without_a_model(plan: dict[str, Any]) -> None:
-    answer = ask(plan["gateway"]["port"], "/v1/chat/completions", {"messages": [{"role": "user", "content": "Phase 1 test"}], "max_tokens": 50})
+    answer = ask(
+        plan["gateway"]["port"], "/v1/chat/completions", {"messages": [{"role": "user", "content": "Phase 1 test"}], "max_tokens": 50}
+    )
     assert answer.status == 200
     assert answer.json()["model"] in {service["name"] for service in plan["services"]}
     assert 0 < answer.json()["usage"]["completion_tokens"] <= 50
@@ -78,7 +80,9 @@ def test_last_metrics_port_serves_metrics_only(plan: dict[str, Any], path: str) 
     assert ask(plan["services"][-1]["metrics_port"], path).status == 404
 
 
-@pytest.mark.parametrize("path", ["/model/info", "/v1/model/info", "/key/generate", "/config/yaml", "/ui", "/docs", "/openapi.json", "/metrics/../model/info"])
+@pytest.mark.parametrize(
+    "path", ["/model/info", "/v1/model/info", "/key/generate", "/config/yaml", "/ui", "/docs", "/openapi.json", "/metrics/../model/info"]
+)
 def test_admin_routes_are_not_to_be_had(plan: dict[str, Any], path: str) -> None:
     assert ask(plan["gateway"]["port"], path).status in {401, 403, 404}
 
@@ -91,7 +95,10 @@ def test_unguarded_routes_of_vllm_are_not_to_be_had(service: dict[str, Any], pat
 def test_prometheus_sees_everything(plan: dict[str, Any]) -> None:
     answer = ask(plan["monitoring"]["prometheus_port"], "/api/v1/targets?state=active")
     assert answer.status == 200
-    targets = {(target["labels"]["job"], target["labels"].get("service", "")): target["health"] for target in answer.json()["data"]["activeTargets"]}
+    targets = {
+        (target["labels"]["job"], target["labels"].get("service", "")): target["health"]
+        for target in answer.json()["data"]["activeTargets"]
+    }
     for service in plan["services"]:
         assert any(name == service["name"] for _, name in targets)
     assert len(targets) == len(plan["services"]) + 4

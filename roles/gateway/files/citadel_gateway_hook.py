@@ -3,22 +3,25 @@
 It does four things, each of which LiteLLM has no setting for:
 
 * a request that names no model gets one (`completion_model` would override the models that others do name);
-* a request that the model it names has refused as faulty is not handed to another model: LiteLLM falls back on every error, a 400 included;
-* whoever comes without the right key gets a 401: without a database LiteLLM refuses a wrong key with "400 No connected db.", and falls over one
-  that is missing;
+* a request that the model it names has refused as faulty is not handed to another model: LiteLLM falls back on every error, a 400
+  included;
+* whoever comes without the right key gets a 401: without a database LiteLLM refuses a wrong key with "400 No connected db.", and
+  falls over one that is missing;
 * what a model server answers does not reach the log, because it can quote the prompt.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from citadel_routing import Rules, is_verdict_on_request, leaves_choice_open, load_rules, without_upstream_answer
 from fastapi import HTTPException, status
 from litellm.integrations.custom_logger import CustomLogger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _GENERATING_CALLS: Final = frozenset({"completion", "acompletion", "text_completion", "atext_completion"})
 
@@ -92,9 +95,9 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
 class UpstreamAnswerFilter(logging.Filter):
     """Cuts what a model server answered out of a log record.
 
-    An exception that carries an HTTP status is an answer and not a fault in the program: its traceback repeats the answer and says nothing else,
-    in 5 kB that anybody could have written by sending nonsense. The router's report of a fallback that the hook ended is dropped: the proxy
-    reports the refusal itself.
+    An exception that carries an HTTP status is an answer and not a fault in the program: its traceback repeats the answer and says
+    nothing else, in 5 kB that anybody could have written by sending nonsense. The router's report of a fallback that the hook ended
+    is dropped: the proxy reports the refusal itself.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -119,8 +122,8 @@ def _metadata(request: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _ask_for_stream_usage(data: dict[str, Any]) -> None:
     """Have the model count the tokens of a stream, as LiteLLM does by itself for a request that names its model.
 
-    Without it LiteLLM estimates with a tokenizer that is not the model's, and the token metrics are wrong. The client sees the count only when
-    it asked for it.
+    Without it LiteLLM estimates with a tokenizer that is not the model's, and the token metrics are wrong. The client sees the count
+    only when it asked for it.
     """
     options = data.get("stream_options")
     if data.get("stream") is not True or (isinstance(options, dict) and options.get("include_usage") is True):
@@ -132,7 +135,8 @@ def _ask_for_stream_usage(data: dict[str, Any]) -> None:
 for _name in _LITELLM_LOGGERS:
     logging.getLogger(_name).addFilter(UpstreamAnswerFilter())
 
-# LiteLLM makes a client of its own for each text completion and leaves it to Python to close it, which aiohttp calls an error, twice per request.
+# LiteLLM makes a client of its own for each text completion and leaves it to Python to close it, which aiohttp calls an error, twice
+# per request.
 logging.getLogger("asyncio").addFilter(_is_no_leftover_client)
 
 gateway_hook: Final = GatewayHook(load_rules(Path(__file__).with_name("routing.json")))

@@ -1,7 +1,7 @@
 """What the gateway decides about a request, as plain functions without LiteLLM.
 
-`citadel_gateway_hook.py` beside this file carries the decisions into LiteLLM. The rules are data: `routing.json` in the same folder, written by
-the role from inventory variables.
+`citadel_gateway_hook.py` beside this file carries the decisions into LiteLLM. The rules are data: `routing.json` in the same
+folder, written by the role from inventory variables.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # The name by which a client asks for the gateway's own choice in so many words.
 AUTOMATIC_MODEL: Final = "auto"
 
-# With one of these a model says that the request itself is at fault. Any other error is the model's own, or the way to it, and another model may
-# well answer.
+# With one of these a model says that the request itself is at fault. Any other error is the model's own, or of the way to it, and
+# another model may well answer.
 _VERDICTS_ON_REQUEST: Final = frozenset({400, 413, 422})
 
 # LiteLLM quotes the answer of a model server behind "<Provider>Exception - ", and that answer can quote the prompt.
@@ -35,7 +37,7 @@ def load_rules(path: Path) -> Rules:
     document = json.loads(path.read_text(encoding="utf-8"))
     default_model = document.get("default_model") if isinstance(document, dict) else None
     if not isinstance(default_model, str) or not default_model:
-        raise ValueError(f"{path}: default_model must be the name of a model, not {default_model!r}; the role gateway writes this file.")
+        raise ValueError(f"{path}: default_model must be the name of a model, not {default_model!r}; the role gateway writes it.")
     return Rules(default_model=default_model)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from plan_examples import GIB, host_facts, problems_of, production_plan
 
 from citadel_plan.cpus import deal_cores
+from unit.plan_examples import GIB, host_facts, problems_of, production_plan
 
 
-def small_host(cores: int, memory_gib: float = 125.6, **changes: Any) -> dict[str, Any]:
+def small_host(cores: int, memory_gib: float = 125.6, **changes: object) -> dict[str, Any]:
     return host_facts(memory_gib=memory_gib, cores=cores, **changes)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from plan_examples import GIB, MIB, host_facts, problems_of, production_models, production_plan, tiny_overrides
+
+from unit.plan_examples import GIB, MIB, host_facts, problems_of, production_models, production_plan, tiny_overrides
 
 
-def chosen(**arguments: Any) -> dict[str, tuple[str, int]]:
+def chosen(**arguments: object) -> dict[str, tuple[str, int]]:
     return {service.name: (service.variant, service.max_num_seqs) for service in production_plan(**arguments).services}
 
 

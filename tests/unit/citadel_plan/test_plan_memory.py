@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from plan_examples import GIB, MIB, production_models
 
 from citadel_plan.catalogue import merge_catalogue
 from citadel_plan.inputs import WeightFormat
@@ -22,6 +21,7 @@ from citadel_plan.memory import (
 )
 from citadel_plan.parse import parse_models
 from citadel_plan.problems import Problems
+from unit.plan_examples import GIB, MIB, production_models
 
 if TYPE_CHECKING:
     from citadel_plan.inputs import Model, Variant

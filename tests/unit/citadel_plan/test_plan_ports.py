@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from plan_examples import host_facts, problems_of, production_models, production_plan
+
+from unit.plan_examples import host_facts, problems_of, production_models, production_plan
 
 
 def listener(address: str, port: int, unit: str = "") -> dict[str, Any]:

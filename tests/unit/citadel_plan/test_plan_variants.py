@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from plan_examples import host_facts, problems_of, production_models
 
 from citadel_plan.catalogue import merge_catalogue
 from citadel_plan.inputs import Device, Isa
 from citadel_plan.parse import parse_models
 from citadel_plan.problems import Problems
 from citadel_plan.variants import why_not
+from unit.plan_examples import host_facts, problems_of, production_models
 
 if TYPE_CHECKING:
     from citadel_plan.inputs import Model

@@ -10,7 +10,7 @@ import yaml
 
 from citadel_plan import Plan, PlanError, plan
 
-PROJECT = Path(__file__).resolve().parents[3]
+PROJECT = Path(__file__).resolve().parents[2]
 INVENTORY = PROJECT / "inventory" / "group_vars" / "all"
 HOST = "hx-llm-server-01"
 MIB = 2**20
@@ -72,7 +72,7 @@ def host_facts(
 
 
 def production_plan(
-    facts: dict[str, Any] | None = None, overrides: dict[str, Any] | None = None, models: Any = None, **changes: object
+    facts: dict[str, Any] | None = None, overrides: dict[str, Any] | None = None, models: object = None, **changes: object
 ) -> Plan:
     """Plan the production catalogue; ``changes`` are settings."""
     return plan(
@@ -84,7 +84,7 @@ def production_plan(
     )
 
 
-def problems_of(**arguments: Any) -> tuple[str, ...]:
+def problems_of(**arguments: object) -> tuple[str, ...]:
     """Give the sentences with which a plan is refused; fails where it is not."""
     try:
         production_plan(**arguments)

@@ -1,0 +1,70 @@
+"""What the role writes for systemd, where no LiteLLM is needed to judge it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.harness import ROLE, directives, plan, role_variables
+from rendering import render
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def rendered(template: str, **plan_changes: object) -> str:
+    variables: dict[str, Any] = role_variables() | {
+        "gateway_plan": plan(port=8000, workers=3) | {"cpu_set": "18-21", "cpu_quota_percent": 400} | plan_changes,
+        "gateway_runtime_path": "/opt/citadel/runtime/litellm/1.106.2",
+        "gateway_upstreams": [],
+        "gateway_default_model": "hermes-2",
+    }
+    return render(ROLE / "templates" / f"{template}.j2", variables)
+
+
+def test_limits_are_the_plan_s() -> None:
+    assert directives(rendered("20-resources.conf")) == {
+        "MemoryMax": ["2147483648"],
+        "CPUQuota": ["400%"],
+        "CPUWeight": ["400"],
+        "AllowedCPUs": ["18-21"],
+        "IOWeight": ["100"],
+        "TasksMax": ["512"],
+    }
+
+
+def test_shared_cpus_have_no_quota() -> None:
+    assert "CPUQuota" not in directives(rendered("20-resources.conf", cpu_quota_percent=None))
+
+
+def test_a_new_limit_leaves_what_needs_a_restart_alone() -> None:
+    limits = {"memory_max_bytes": 4294967296, "cpu_quota_percent": 200, "cpu_weight": 1, "io_weight": 1, "tasks_max": 64}
+    assert rendered("10-exec.conf", **limits) == rendered("10-exec.conf")
+    assert rendered("environment.env", **limits) == rendered("environment.env")
+
+
+def test_the_command_replaces_the_template_s_own() -> None:
+    service = directives(rendered("10-exec.conf"))
+    command = shlex.split(service["ExecStart"][0])
+    assert len(service["ExecStart"]) == 1
+    assert command[0] == "/opt/citadel/runtime/litellm/1.106.2/bin/litellm"
+    arguments = dict(zip(command[1::2], command[2::2], strict=True))
+    assert (arguments["--host"], arguments["--port"], arguments["--num_workers"]) == ("127.0.0.1", "8000", "3")
+    assert service["CPUAffinity"] == ["18-21"]
+    assert service["User"] == service["Group"] == ["citadel-gateway"]
+    lines = rendered("10-exec.conf").split("ExecStart=")[-1].split("\nExecStartPost=")[0].splitlines()
+    assert all(line.endswith(" \\") for line in lines[:-1])
+    assert not lines[-1].endswith("\\")
+
+
+@pytest.mark.parametrize(("workers", "count_in_files"), [(1, False), (2, True)])
+def test_only_several_workers_count_in_files(workers: int, count_in_files: bool) -> None:
+    assert ("PROMETHEUS_MULTIPROC_DIR=/run/" in rendered("environment.env", workers=workers)) is count_in_files
+
+
+def test_no_file_that_others_may_read_holds_a_key(tmp_path: Path) -> None:
+    for template in ("environment.env", "10-exec.conf", "20-resources.conf", "config.yaml"):
+        (tmp_path / template).write_text(rendered(template), encoding="utf-8")
+    assert "sk-" not in "".join(file.read_text(encoding="utf-8") for file in tmp_path.iterdir())

