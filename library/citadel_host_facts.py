@@ -81,6 +81,12 @@ def instruction_set():
     return next((name for name, needed in ISA_FLAGS if needed <= flags), "none")
 
 
+def thread_siblings():
+    """Distinct sets of logical CPUs that share a physical core."""
+    files = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    return sorted({path.read_text().strip() for path in files})
+
+
 def gpus():
     if shutil.which("nvidia-smi") is None:
         return []
@@ -164,6 +170,7 @@ def main():
             "memory_bytes": memory_bytes(Path("/proc/meminfo").read_text()),
             "cpus": sorted(os.sched_getaffinity(1)),
             "numa_nodes": numa_nodes(),
+            "thread_siblings": thread_siblings(),
             "isa": instruction_set(),
             "gpus": gpus(),
             "storage_free_bytes": storage_free_bytes(Path(module.params["models_folder"]), module.params["models"]),

@@ -47,7 +47,8 @@ def _number(size_bytes: int) -> str:
 
 
 def _cpus(entry: Mapping[str, Any]) -> str:
-    return str(entry["cpu_set"]) + ("" if entry["cpus_exclusive"] else " shared")
+    # Without a space: Ansible's output folds long lines at single spaces.
+    return str(entry["cpu_set"]) if entry["cpus_exclusive"] else f"shared:{entry['cpu_set']}"
 
 
 def _service_row(service: Mapping[str, Any], on_gpus: bool) -> list[str]:

@@ -146,6 +146,17 @@ def test_two_hosts_with_one_model_share_its_load(gateway: Gateway, backends: dic
     assert min(first, second) > 4  # each by chance half of the requests: fewer would happen once in ten million runs
 
 
+def test_a_host_that_has_recovered_is_asked_again_at_once(gateway: Gateway, backends: dict[str, Backend], second_phi: Backend) -> None:
+    backends["phi-3-mini"].refusal = (503, "no server is up")
+    statuses = {gateway.post(CHAT, request(CHAT, model="phi-3-mini")).status for _ in range(20)}
+    assert statuses == {200, 503}, "the other host goes on answering, and no cooldown says 429"
+    backends["phi-3-mini"].forget()
+    second_phi.forget()
+    for _ in range(40):
+        assert gateway.post(CHAT, request(CHAT, model="phi-3-mini")).status == 200
+    assert min(len(backends["phi-3-mini"].received), len(second_phi.received)) > 4
+
+
 @pytest.mark.parametrize(("path", "stream"), [(CHAT, False), (CHAT, True), (TEXT, False)])
 def test_another_model_answers_for_one_that_cannot(gateway: Gateway, backends: dict[str, Backend], path: str, stream: bool) -> None:
     backends["openchat-3.5"].refusal = (503, "no server is up")

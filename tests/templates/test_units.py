@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rendering import PROJECT, render, role_defaults
 
 PYTHON = "/opt/citadel/runtime/vllm/0.32.0-000000000000/bin/python"
 
 
-def variables(role: str, **given: Any) -> dict[str, Any]:
+def variables(role: str, **given: object) -> dict[str, Any]:
     return {"ansible_managed": "Ansible managed", **role_defaults(role), **given}
 
 
@@ -108,7 +109,7 @@ def test_cuda_units_see_their_gpus_and_no_other(plan: dict[str, Any]) -> None:
 
 PARSER = """
 import json, sys
-from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 parser = make_arg_parser(FlexibleArgumentParser())
 for arguments in json.load(sys.stdin):
@@ -134,7 +135,7 @@ def test_vllm_understands_the_arguments(plan: dict[str, Any]) -> None:
             "port": service["api_port"],
             "max_model_len": service["context_tokens"],
             "max_num_seqs": service["max_num_seqs"],
-            "kv_cache_memory_bytes": service["kv_cache_bytes"],
+            "kv_cache_memory_bytes": service["kv_cache_bytes"] if plan["device"] == "cpu" else None,
             "served_model_name": [service["name"]],
             "host": "127.0.0.1",
         }

@@ -63,7 +63,7 @@ def planned(models: dict[str, Any], facts: dict[str, Any], policy: str) -> dict[
         return None
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(models=inventories(), facts=hosts(), policy=st.sampled_from(["rebalance", "strict"]))
 def test_a_plan_never_gives_more_than_there_is(models: dict[str, Any], facts: dict[str, Any], policy: str) -> None:
     result = planned(models, facts, policy)

@@ -293,6 +293,15 @@ def test_a_change_is_told_with_both_figures() -> None:
     ]
 
 
+def test_a_cpu_set_that_moves_restarts_with_cards_too() -> None:
+    facts = host_facts(memory_gib=256, gpus_gib=(141,))
+    cost = diff_plans(as_dict(facts=facts), as_dict(facts=facts, overrides={"phi-3-mini": {"request": {"cpus": 3, "cpu_weight": 200}}}))
+    assert [(each["service"], each["reasons"][0]) for each in cost["restart"]] == [
+        ("phi-3-mini", "cpu_set: 16-17 -> 16-18"),
+        ("unified-api-gateway", "cpu_set: 18-21 -> 19-22"),
+    ]
+
+
 @pytest.mark.parametrize("nothing", [None, {}])
 def test_on_a_new_host_everything_starts(nothing: dict[str, Any] | None) -> None:
     cost = diff_plans(nothing, as_dict())
@@ -322,7 +331,7 @@ def test_the_table_of_the_specification() -> None:
 
 def test_the_table_says_which_cores_are_shared_and_which_cards_are_used() -> None:
     shared = plan_table(as_dict(facts=host_facts(cores=2)))
-    assert shared.splitlines()[2].endswith("0-1 shared")
+    assert shared.splitlines()[2].endswith("shared:0-1")
     cards = plan_table(as_dict(facts=host_facts(memory_gib=256, gpus_gib=(141,))))
     assert cards.splitlines()[2].endswith("0 at 0.539")
     assert all(line == line.rstrip() for line in (shared + cards).splitlines())
