@@ -29,7 +29,11 @@ lint: setup ## ansible-lint (production), yamllint, ruff, mypy --strict, shellch
 test: setup ## everything that CI proves
 	@tests/run
 
-plan: setup ## plan the production inventory for given host facts, without a connection
-	$(VENV)/bin/ansible-playbook playbooks/plan.yml
+FACTS ?= docs/examples/host-facts.yml
+plan: setup ## plan the production inventory for given host facts (FACTS=FILE), without a connection
+	$(VENV)/bin/ansible-playbook playbooks/plan.yml --extra-vars @$(FACTS)
 
-.PHONY: help setup demo destroy lint test plan
+verify: setup ## the longer proofs, on the host of a running demo
+	@tests/verify
+
+.PHONY: help setup demo destroy lint test plan verify
