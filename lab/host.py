@@ -335,6 +335,8 @@ def make_root(guest: Guest, archive: Path) -> None:
     # Without its own name here every fact gathering waits 10 s for a resolver.
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n{guest.address} {guest.name}\n")
     (etc / "machine-id").write_text("")
+    # The archive comes without package lists, in a folder so new that they would count as fresh.
+    os.utime(guest.root / "var/lib/apt/lists", (0, 0))
     gateway, prefix = NETWORK.ip, NETWORK.network.prefixlen
     mtu = Path(f"/sys/class/net/{BRIDGE}/mtu").read_text().strip()
     (etc / "systemd/network/10-host0.network").write_text(
