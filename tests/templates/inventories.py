@@ -65,8 +65,10 @@ def planned(case: str, folder: Path) -> dict[str, Any]:
     inventories, facts = CASES[case]
     destination = folder / f"{case}.json"
     playbook = folder / f"{case}.yml"
+    # Nothing is connected to, so how the lab would connect is not asked for either: without a lab it refuses to say.
+    given = {"citadel_host_facts": facts, "ansible_connection": "local", "ansible_ssh_common_args": ""}
     playbook.write_text(_QUESTION.format(host=HOST, destination=destination, python=sys.executable))
-    command = [sys.executable, "-m", "ansible", "playbook", str(playbook), "--extra-vars", json.dumps({"citadel_host_facts": facts})]
+    command = [sys.executable, "-m", "ansible", "playbook", str(playbook), "--extra-vars", json.dumps(given)]
     for inventory in inventories:
         command += ["--inventory", str(PROJECT / inventory)]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
