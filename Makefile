@@ -36,4 +36,7 @@ plan: setup ## plan the production inventory for given host facts (FACTS=FILE), 
 verify: setup ## the longer proofs, on the host of a running demo
 	@tests/verify
 
-.PHONY: help setup demo destroy lint test plan verify
+soak: setup ## a night of small load with deployments in between, on the host of a running demo (CITADEL_SOAK_MINUTES)
+	@tests/soak
+
+.PHONY: help setup demo destroy lint test plan verify soak

@@ -17,7 +17,7 @@ _SOURCE = str(Path(__file__).resolve().parent.parent / "src")
 if _SOURCE not in sys.path:
     sys.path.insert(0, _SOURCE)
 
-from citadel_plan import PlanError, diff_plans, list_metrics_targets, list_upstreams, plan, plan_table
+from citadel_plan import PlanError, diff_plans, list_metrics_targets, list_upstreams, plan, plan_table, variable_name_problems
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401 - what comes out is as free as what YAML can hold
@@ -81,6 +81,11 @@ def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
     return list_metrics_targets(_plain(plans))
 
 
+def citadel_variable_name_problems(defined: object, *, required: object, optional: object) -> list[str]:
+    """Find misspelt and missing variables; see citadel_variable_name_problems.yml."""
+    return variable_name_problems(_plain(defined), required=_plain(required), optional=_plain(optional))
+
+
 class FilterModule:
     """The plan and what is derived from it."""
 
@@ -92,4 +97,5 @@ class FilterModule:
             "citadel_plan_diff": citadel_plan_diff,
             "citadel_plan_table": citadel_plan_table,
             "citadel_upstreams": citadel_upstreams,
+            "citadel_variable_name_problems": citadel_variable_name_problems,
         }

@@ -12,5 +12,6 @@ from .report import plan_table
 from .result import Plan
 from .targets import list_metrics_targets
 from .upstreams import list_upstreams
+from .variable_names import variable_name_problems
 
-__all__ = ["Plan", "PlanError", "diff_plans", "list_metrics_targets", "list_upstreams", "plan", "plan_table"]
+__all__ = ["Plan", "PlanError", "diff_plans", "list_metrics_targets", "list_upstreams", "plan", "plan_table", "variable_name_problems"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import cgroups
+import pytest
 from testinfra.host import Host
 
 
@@ -16,6 +17,21 @@ def test_unit_runs_and_starts_with_the_host(server: Host, unit: dict[str, Any]) 
 def test_status_of_all_shows_five(server: Host, plan: dict[str, Any]) -> None:
     status = server.check_output("systemctl status 'citadel-llm@*.service' --no-pager --lines=0")
     assert status.count("Active: active (running)") == len(plan["services"]) + 1 == 5
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "unified-api-gateway"])
+def test_start_as_specified(server: Host, name: str) -> None:
+    assert server.run(f"sudo systemctl start citadel-llm@{name}.service").rc == 0
+
+
+def test_status_as_specified(server: Host) -> None:
+    assert server.check_output("sudo systemctl status citadel-llm@*.service").count("Active: active (running)") == 5
+
+
+def test_logs_as_specified(server: Host) -> None:
+    followed = server.run("timeout 3 sudo journalctl -u citadel-llm@*.service -f")
+    assert followed.rc == 124, "it follows until it is ended"
+    assert len(followed.stdout.splitlines()) >= 10
 
 
 def test_user(server: Host, unit: dict[str, Any], plan: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from conftest import ask
+from lab_host import ask
 
 
 def names_in_metrics(text: str) -> set[str]:

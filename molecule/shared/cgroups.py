@@ -36,3 +36,13 @@ def cpu_quota_percent(host: Host, unit: str) -> int | None:
 
 def process_ids(host: Host, unit: str) -> set[int]:
     return {int(line) for line in read(host, unit, "pids/cgroup.procs", "cgroup.procs").split()}
+
+
+def held_bytes(host: Host, unit: str) -> int:
+    """Memory that cannot be reclaimed: anonymous and shared memory and what the kernel keeps for the unit, without page cache."""
+    text = read(host, unit, "memory/memory.stat", "memory.stat")
+    counts = {name: int(value) for name, value in (line.split() for line in text.splitlines())}
+    if "anon" in counts:
+        return counts["anon"] + counts["shmem"] + counts.get("kernel", 0)
+    kernel = int(read(host, unit, "memory/memory.kmem.usage_in_bytes", ""))
+    return counts["total_rss"] + counts.get("total_shmem", 0) + kernel

@@ -1,4 +1,4 @@
-"""The lab host as the tests see it: its plan, a way to run commands on it, a way to ask it as a client would.
+"""What every check of a lab host is given: the host, its plan, each of its services.
 
 Nothing is sent where the lab host is not up: the guard stops the whole run first. Everything that can differ is read from the plan that was
 deployed; nothing is written down twice.
@@ -6,66 +6,19 @@ deployed; nothing is written down twice.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import testinfra
+from lab_host import connect, deploy, read_plan, stop_where_no_lab_is_up
 from testinfra.host import Host
 
-CHECKOUT = Path(__file__).resolve().parents[3]
-HOST = "hx-llm-server-01"
-ADDRESS = "192.168.10.29"
-
-
-def stop_where_no_lab_is_up() -> None:
-    guard = subprocess.run([CHECKOUT / "lab/host.py", "guard", HOST], capture_output=True, text=True, check=False)
-    if guard.returncode != 0:
-        pytest.exit(guard.stderr.strip(), returncode=1)
-
-
-def connect() -> Host:
-    cache = os.environ.get("XDG_CACHE_HOME") or f"{os.environ['HOME']}/.cache"
-    return testinfra.get_host(f"ssh://{HOST}", ssh_config=f"{cache}/citadel-llm/lab/ssh_config")
-
-
-def read_plan(host: Host) -> dict[str, Any]:
-    return dict(json.loads(host.file("/opt/citadel/config/plan.json").content_string))
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    text: str
-    headers: dict[str, str]
-
-    def json(self) -> Any:
-        return json.loads(self.text)
-
-
-def ask(port: int, path: str, body: dict[str, Any] | None = None, *, timeout: float = 60) -> Answer:
-    """What a client on the lab's network gets."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://{ADDRESS}:{port}{path}", data=data, headers={"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            return Answer(response.status, response.read().decode(), dict(response.headers))
-    except urllib.error.HTTPError as error:
-        return Answer(error.code, error.read().decode(), dict(error.headers))
+PLAN = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     stop_where_no_lab_is_up()
     config.stash[PLAN] = read_plan(connect())
-
-
-PLAN = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -86,6 +39,13 @@ def server() -> Host:
 @pytest.fixture(scope="session")
 def plan(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.config.stash[PLAN]
+
+
+@pytest.fixture
+def deployed() -> Iterator[Callable[..., dict[str, int]]]:
+    """Deploy with a change; afterwards the platform is as it was."""
+    yield deploy
+    deploy()
 
 
 @pytest.hookimpl(wrapper=True)
