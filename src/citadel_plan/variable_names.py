@@ -12,6 +12,8 @@ PREFIX: Final = "citadel_"
 """Names with it belong to this project; nobody else's variable starts so."""
 
 _ALIKE: Final = 0.85
+_ALIKE_OURS: Final = 0.7
+"""Shares of equal letters from which a misspelling is assumed (difflib's ratio)."""
 
 
 def variable_name_problems(defined: Iterable[str], *, required: Mapping[str, Sequence[str]], optional: Iterable[str]) -> list[str]:
@@ -24,7 +26,8 @@ def variable_name_problems(defined: Iterable[str], *, required: Mapping[str, Seq
 
     Returns:
         One sentence per problem, ordered by name. Every unknown name that starts with ``citadel_`` is one; another
-        unknown name only where it looks like a known one, because an operator may have variables of any other name.
+        unknown name only where it looks like a known one with the same first word (the role), because an operator may
+        have variables of any other name.
 
     """
     file_of = {name: file for file, names in required.items() for name in names}
@@ -33,10 +36,12 @@ def variable_name_problems(defined: Iterable[str], *, required: Mapping[str, Seq
     unknown = sorted(present - known)
     problems = []
     for name in unknown:
-        alike = difflib.get_close_matches(name, sorted(known), n=1, cutoff=_ALIKE if not name.startswith(PREFIX) else 0.7)
+        ours = name.startswith(PREFIX)
+        same_role = [other for other in sorted(known) if other.partition("_")[0] == name.partition("_")[0]]
+        alike = difflib.get_close_matches(name, sorted(known) if ours else same_role, n=1, cutoff=_ALIKE_OURS if ours else _ALIKE)
         if alike:
             problems.append(f'There is no variable "{name}" (did you mean "{alike[0]}"?): rename it or take it out.')
-        elif name.startswith(PREFIX):
+        elif ours:
             problems.append(
                 f'There is no variable "{name}", and names that start with "{PREFIX}" belong to this project: rename it or take it out.'
             )

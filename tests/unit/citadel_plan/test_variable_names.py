@@ -13,7 +13,7 @@ def problems(*defined: str) -> list[str]:
 
 
 def test_nothing_to_say() -> None:
-    assert problems("citadel_device", "citadel_plan_policy", "edge_trusted_networks", "inventory_hostname", "site_name") == []
+    assert problems("citadel_device", "citadel_plan_policy", "edge_trusted_networks", "inventory_hostname", "site_trusted_networks") == []
 
 
 def test_misspelt() -> None:
