@@ -43,9 +43,17 @@ def plan(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture
 def deployed() -> Iterator[Callable[..., dict[str, int]]]:
-    """Deploy with a change; afterwards the platform is as it was."""
-    yield deploy
-    deploy()
+    """Deploy, with a change or without; where there was one the platform is put back as it was."""
+    changed = False
+
+    def with_a_change(*arguments: str, change: dict[str, dict[str, object]] | None = None) -> dict[str, int]:
+        nonlocal changed
+        changed |= change is not None
+        return deploy(*arguments, change=change)
+
+    yield with_a_change
+    if changed:
+        deploy()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -27,7 +27,6 @@ def restarted(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 
 def test_second_run_changes_nothing(server: Host, deployed: Deploy) -> None:
-    deployed()
     before = runs(server)
     assert deployed()["changed"] == 0
     assert deployed("--check", "--diff")["changed"] == 0

@@ -1,0 +1,162 @@
+#!/usr/bin/python
+"""Ansible module: reads what a model service really holds in memory, at rest and while it works on sequences of full context."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: citadel_service_memory
+short_description: Reads what a model service really holds in memory
+description:
+  - Reads from the unit's cgroup the memory that cannot be reclaimed, which is anonymous and shared memory and what the kernel keeps for it.
+    Page cache is left out, because the kernel takes it back before it kills anything.
+  - Where O(num_seqs) is not 0, sends one request to the service that fills so many sequences to their full context, and reads on until it is answered.
+    The prompts are token numbers and differ from their first token on, so that none is answered from the prefix cache.
+options:
+  unit:
+    description: Name of the unit.
+    type: str
+    required: true
+  port:
+    description: Port of the service on loopback.
+    type: int
+    required: true
+  model:
+    description: Name under which the service serves its model.
+    type: str
+    required: true
+  context_tokens:
+    description: Tokens of a full context.
+    type: int
+    required: true
+  num_seqs:
+    description: Sequences of full context to be worked on at once; V(0) sends nothing.
+    type: int
+    default: 0
+  timeout_seconds:
+    description: How long the request may take.
+    type: int
+    default: 3600
+attributes:
+  check_mode:
+    support: full
+    description: Changes nothing, so it does the same.
+"""
+
+EXAMPLES = r"""
+- name: Measure hermes-2 while it works on one sequence of full context
+  citadel_service_memory:
+    unit: citadel-llm@hermes-2.service
+    port: 11401
+    model: hermes-2
+    context_tokens: 8192
+    num_seqs: 1
+"""
+
+RETURN = r"""
+idle_bytes:
+  description: What the service held before the request.
+  returned: always
+  type: int
+peak_bytes:
+  description: The most that it held while the request was under way; the same as RV(idle_bytes) without a request.
+  returned: always
+  type: int
+limit_bytes:
+  description: Its limit as the kernel knows it.
+  returned: always
+  type: int
+"""
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+CGROUPS = Path("/sys/fs/cgroup")
+SAMPLE_SECONDS = 0.2
+FIRST_TOKEN = 3  # below are the tokens that begin, end and pad
+
+
+class Cgroup:
+    """Memory of a unit, on cgroup version 1 and 2."""
+
+    def __init__(self, group):
+        self.version_2 = CGROUPS / group.lstrip("/")
+        self.version_1 = CGROUPS / "memory" / group.lstrip("/")
+        self.folder = self.version_2 if (self.version_2 / "memory.stat").exists() else self.version_1
+
+    def held_bytes(self):
+        counts = dict(line.split() for line in (self.folder / "memory.stat").read_text().splitlines())
+        if "anon" in counts:
+            return int(counts["anon"]) + int(counts["shmem"]) + int(counts.get("kernel", 0))
+        kernel = int((self.folder / "memory.kmem.usage_in_bytes").read_text())
+        return int(counts["total_rss"]) + int(counts.get("total_shmem", 0)) + kernel
+
+    def limit_bytes(self):
+        file = "memory.max" if self.folder == self.version_2 else "memory.limit_in_bytes"
+        text = (self.folder / file).read_text().strip()
+        return 0 if text == "max" else int(text)
+
+
+def fill(port, model, context_tokens, num_seqs, timeout_seconds):
+    """One request with a prompt per sequence; each prompt and its one token of answer are a full context."""
+    prompts = [[FIRST_TOKEN + number] + [FIRST_TOKEN] * (context_tokens - 2) for number in range(num_seqs)]
+    body = json.dumps({"model": model, "prompt": prompts, "max_tokens": 1, "ignore_eos": True}).encode()
+    request = urllib.request.Request("http://127.0.0.1:%d/v1/completions" % port, data=body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
+        answer.read()
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "unit": {"type": "str", "required": True},
+            "port": {"type": "int", "required": True},
+            "model": {"type": "str", "required": True},
+            "context_tokens": {"type": "int", "required": True},
+            "num_seqs": {"type": "int", "default": 0},
+            "timeout_seconds": {"type": "int", "default": 3600},
+        },
+        supports_check_mode=True,
+    )
+    values = module.params
+    _, group, _ = module.run_command(["systemctl", "show", "--property=ControlGroup", "--value", values["unit"]], check_rc=True)
+    if not group.strip():
+        module.fail_json(msg="The unit %s is not running: start it first (systemctl start %s)." % (values["unit"], values["unit"]))
+    cgroup = Cgroup(group.strip())
+    idle = peak = cgroup.held_bytes()
+    if values["num_seqs"]:
+        failure = []
+
+        def work():
+            try:
+                fill(values["port"], values["model"], values["context_tokens"], values["num_seqs"], values["timeout_seconds"])
+            except urllib.error.HTTPError as error:
+                failure.append("%d %s" % (error.code, error.read().decode(errors="replace")[:300]))
+            except OSError as error:
+                failure.append(str(error))
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        while worker.is_alive():
+            worker.join(SAMPLE_SECONDS)
+            try:
+                peak = max(peak, cgroup.held_bytes())
+            except OSError:  # the cgroup is gone with the service; the request says what happened
+                break
+        worker.join()
+        if failure:
+            module.fail_json(
+                msg="%s did not answer %d sequences of %d tokens: %s; see journalctl -u %s."
+                % (values["model"], values["num_seqs"], values["context_tokens"], failure[0], values["unit"]),
+                idle_bytes=idle,
+                peak_bytes=peak,
+            )
+    module.exit_json(changed=False, idle_bytes=idle, peak_bytes=peak, limit_bytes=cgroup.limit_bytes())
+
+
+if __name__ == "__main__":
+    main()
