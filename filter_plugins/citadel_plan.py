@@ -17,7 +17,17 @@ _SOURCE = str(Path(__file__).resolve().parent.parent / "src")
 if _SOURCE not in sys.path:
     sys.path.insert(0, _SOURCE)
 
-from citadel_plan import PlanError, diff_plans, list_metrics_targets, list_upstreams, plan, plan_table, variable_name_problems
+from citadel_plan import (
+    PlanError,
+    compare_memory,
+    comparison_table,
+    diff_plans,
+    list_metrics_targets,
+    list_upstreams,
+    plan,
+    plan_table,
+    variable_name_problems,
+)
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401 - what comes out is as free as what YAML can hold
@@ -76,6 +86,11 @@ def citadel_plan_table(planned: object) -> str:
     return plan_table(_plain(planned))
 
 
+def citadel_plan_comparison(planned: object, measured: object) -> str:
+    """Set predicted beside measured memory; see citadel_plan_comparison.yml."""
+    return comparison_table(compare_memory(_plain(planned), _plain(measured)))
+
+
 def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
     """List where Prometheus finds the models; see citadel_metrics_targets.yml."""
     return list_metrics_targets(_plain(plans))
@@ -94,6 +109,7 @@ class FilterModule:
         return {
             "citadel_metrics_targets": citadel_metrics_targets,
             "citadel_plan": citadel_plan,
+            "citadel_plan_comparison": citadel_plan_comparison,
             "citadel_plan_diff": citadel_plan_diff,
             "citadel_plan_table": citadel_plan_table,
             "citadel_upstreams": citadel_upstreams,

@@ -67,10 +67,10 @@ limit_bytes:
   type: int
 """
 
+import concurrent.futures
+import contextlib
+import http.client
 import json
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -102,12 +102,19 @@ class Cgroup:
 
 
 def fill(port, model, context_tokens, num_seqs, timeout_seconds):
-    """One request with a prompt per sequence; each prompt and its one token of answer are a full context."""
+    """One request with a prompt per sequence; each prompt and its one token of answer are a full context. What went wrong, or nothing."""
     prompts = [[FIRST_TOKEN + number] + [FIRST_TOKEN] * (context_tokens - 2) for number in range(num_seqs)]
-    body = json.dumps({"model": model, "prompt": prompts, "max_tokens": 1, "ignore_eos": True}).encode()
-    request = urllib.request.Request("http://127.0.0.1:%d/v1/completions" % port, data=body, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
-        answer.read()
+    body = json.dumps({"model": model, "prompt": prompts, "max_tokens": 1, "ignore_eos": True})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
+    try:
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return f"{type(error).__name__} {error}"
+    finally:
+        connection.close()
+    return None if answer.status == 200 else f"{answer.status} {text[:300]}"
 
 
 def main():
@@ -125,33 +132,19 @@ def main():
     values = module.params
     _, group, _ = module.run_command(["systemctl", "show", "--property=ControlGroup", "--value", values["unit"]], check_rc=True)
     if not group.strip():
-        module.fail_json(msg="The unit %s is not running: start it first (systemctl start %s)." % (values["unit"], values["unit"]))
+        module.fail_json(msg=f"The unit {values['unit']} is not running: start it first (systemctl start {values['unit']}).")
     cgroup = Cgroup(group.strip())
     idle = peak = cgroup.held_bytes()
     if values["num_seqs"]:
-        failure = []
-
-        def work():
-            try:
-                fill(values["port"], values["model"], values["context_tokens"], values["num_seqs"], values["timeout_seconds"])
-            except urllib.error.HTTPError as error:
-                failure.append("%d %s" % (error.code, error.read().decode(errors="replace")[:300]))
-            except OSError as error:
-                failure.append(str(error))
-
-        worker = threading.Thread(target=work)
-        worker.start()
-        while worker.is_alive():
-            worker.join(SAMPLE_SECONDS)
-            try:
-                peak = max(peak, cgroup.held_bytes())
-            except OSError:  # the cgroup is gone with the service; the request says what happened
-                break
-        worker.join()
-        if failure:
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+            request = pool.submit(fill, *(values[name] for name in ("port", "model", "context_tokens", "num_seqs", "timeout_seconds")))
+            while not concurrent.futures.wait([request], timeout=SAMPLE_SECONDS).done:
+                with contextlib.suppress(OSError):  # the cgroup may go with its service; the request says what happened
+                    peak = max(peak, cgroup.held_bytes())
+        if failure := request.result():
             module.fail_json(
-                msg="%s did not answer %d sequences of %d tokens: %s; see journalctl -u %s."
-                % (values["model"], values["num_seqs"], values["context_tokens"], failure[0], values["unit"]),
+                msg=f"{values['model']} did not answer {values['num_seqs']} sequences of {values['context_tokens']} tokens: {failure};"
+                f" see journalctl -u {values['unit']}.",
                 idle_bytes=idle,
                 peak_bytes=peak,
             )
