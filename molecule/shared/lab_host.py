@@ -61,9 +61,11 @@ def ask(port: int, path: str, body: dict[str, Any] | None = None, *, timeout: fl
         return Answer(error.code, error.read().decode(), dict(error.headers))
 
 
-def play(*arguments: str, change: dict[str, dict[str, object]] | None = None) -> subprocess.CompletedProcess[str]:
+def play(
+    *arguments: str, change: dict[str, dict[str, object]] | None = None, inventory: str = "inventory"
+) -> subprocess.CompletedProcess[str]:
     """Run site.yml on the lab host. ``change`` holds other requests by model, as an operator would edit them."""
-    command = [CHECKOUT / ".venv/bin/ansible-playbook", "-i", "inventory", "-i", "lab/inventory", "site.yml", *arguments]
+    command = [CHECKOUT / ".venv/bin/ansible-playbook", "-i", inventory, "-i", "lab/inventory", "site.yml", *arguments]
     if change:
         overrides = yaml.safe_load((CHECKOUT / "lab/inventory/group_vars/all/lab.yml").read_text())["citadel_model_overrides"]
         for model, request in change.items():
