@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from lab_host import connect, deploy, read_plan, stop_where_no_lab_is_up
+from lab_host import Change, connect, deploy, read_plan, stop_where_no_lab_is_up
 from testinfra.host import Host
 
 PLAN = pytest.StashKey[dict[str, Any]]()
@@ -46,7 +46,7 @@ def deployed() -> Iterator[Callable[..., dict[str, int]]]:
     """Deploy, with a change or without; where there was one the platform is put back as it was."""
     changed = False
 
-    def with_a_change(*arguments: str, change: dict[str, dict[str, object]] | None = None) -> dict[str, int]:
+    def with_a_change(*arguments: str, change: Change | None = None) -> dict[str, int]:
         nonlocal changed
         changed |= change is not None
         return deploy(*arguments, change=change)

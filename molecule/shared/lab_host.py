@@ -21,6 +21,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 HOST = "hx-llm-server-01"
 ADDRESS = "192.168.10.29"
 
+Change = dict[str, dict[str, dict[str, object]]]
+
 
 def stop_where_no_lab_is_up() -> None:
     guard = subprocess.run([CHECKOUT / "lab/host.py", "guard", HOST], capture_output=True, text=True, check=False)
@@ -61,20 +63,19 @@ def ask(port: int, path: str, body: dict[str, Any] | None = None, *, timeout: fl
         return Answer(error.code, error.read().decode(), dict(error.headers))
 
 
-def play(
-    *arguments: str, change: dict[str, dict[str, object]] | None = None, inventory: str = "inventory"
-) -> subprocess.CompletedProcess[str]:
-    """Run site.yml on the lab host. ``change`` holds other requests by model, as an operator would edit them."""
+def play(*arguments: str, change: Change | None = None, inventory: str = "inventory") -> subprocess.CompletedProcess[str]:
+    """Run site.yml on the lab host. ``change`` holds by model other values of its entry, as an operator would edit them."""
     command = [CHECKOUT / ".venv/bin/ansible-playbook", "-i", inventory, "-i", "lab/inventory", "site.yml", *arguments]
     if change:
         overrides = yaml.safe_load((CHECKOUT / "lab/inventory/group_vars/all/lab.yml").read_text())["citadel_model_overrides"]
-        for model, request in change.items():
-            overrides[model]["request"] |= request
+        for model, entry in change.items():
+            for section, values in entry.items():
+                overrides[model][section] = overrides[model].get(section, {}) | values
         command += ["--extra-vars", json.dumps({"citadel_model_overrides": overrides})]
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
 
 
-def deploy(*arguments: str, change: dict[str, dict[str, object]] | None = None) -> dict[str, int]:
+def deploy(*arguments: str, change: Change | None = None) -> dict[str, int]:
     """Run site.yml to its end; the recap's counts of the lab host."""
     result = play(*arguments, change=change)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab_host import CHECKOUT, play
+from lab_host import CHECKOUT, Change, play
 from testinfra.host import Host
 
 Arguments = Callable[[Path], list[str]]
@@ -50,15 +50,15 @@ class Case:
 
     words: tuple[str, ...]
     arguments: Arguments = lambda _: []
-    change: dict[str, dict[str, object]] | None = None
+    change: Change | None = None
     inventory: Callable[[Path], str] = lambda _: "inventory"
 
 
 CASES = {
     "misspelt variable": Case(("citadel_plan_polcy", "citadel_plan_policy"), variables(citadel_plan_polcy="strict")),
     "missing variable": Case(("citadel_device", "plan.yml"), inventory=without_line("plan.yml", "citadel_device:")),
-    "port twice": Case(("hermes-2", "mixtral-8x7b", "11400"), change={"hermes-2": {"port": 11400}}),
-    "memory beyond the host": Case(("mixtral-8x7b", "90.0 GiB"), change={"mixtral-8x7b": {"memory": "90GiB"}}),
+    "port twice": Case(("hermes-2", "mixtral-8x7b", "11400"), change={"hermes-2": {"request": {"port": 11400}}}),
+    "memory beyond the host": Case(("mixtral-8x7b", "90.0 GiB"), change={"mixtral-8x7b": {"request": {"memory": "90GiB"}}}),
     "folder without config.json": Case(("hermes-2", "config.json"), models_without("config.json")),
     "folder without weights": Case(("hermes-2", "weights"), models_without("*.safetensors")),
     "host that cannot be reached": Case(

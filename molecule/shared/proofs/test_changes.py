@@ -13,6 +13,7 @@ UNITS = [
     "prometheus.service",
     "prometheus-node-exporter.service",
 ]
+GATEWAY = "citadel-llm@unified-api-gateway.service"
 HERMES = "citadel-llm@hermes-2.service"
 Deploy = Callable[..., dict[str, int]]
 
@@ -35,13 +36,20 @@ def test_second_run_changes_nothing(server: Host, deployed: Deploy) -> None:
 
 def test_model_option_restarts_that_model_only(server: Host, deployed: Deploy) -> None:
     before = runs(server)
-    deployed(change={"hermes-2": {"context_tokens": 4096}})
+    deployed(change={"hermes-2": {"engine": {"max_num_batched_tokens": 1024}}})
     assert restarted(before, runs(server)) == {HERMES}
+
+
+def test_context_restarts_the_model_and_who_tells_it_to_clients(server: Host, deployed: Deploy) -> None:
+    before = runs(server)
+    deployed(change={"hermes-2": {"request": {"context_tokens": 4096}}})
+    assert restarted(before, runs(server)) == {HERMES, GATEWAY}
 
 
 def test_limits_apply_to_the_running_service(server: Host, deployed: Deploy) -> None:
     before = runs(server)
-    deployed(change={"hermes-2": {"cpu_quota_percent": 110, "cpu_weight": 333, "io_weight": 77, "tasks_max": 400}})
+    limits = {"cpu_quota_percent": 110, "cpu_weight": 333, "io_weight": 77, "tasks_max": 400}
+    deployed(change={"hermes-2": {"request": limits}})
     assert restarted(before, runs(server)) == set()
     assert cgroups.cpu_quota_percent(server, HERMES) == 110
     assert cgroups.tasks_limit(server, HERMES) == 400
