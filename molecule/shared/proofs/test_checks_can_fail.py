@@ -92,7 +92,7 @@ BREAKAGES = [
     ),
     Breakage(
         "a process of root's in a model's cgroup",
-        f"sleep 60 & echo $! > /run/lab-pid; group=$(systemctl show --property=ControlGroup --value {PHI});"
+        f"sleep 60 > /dev/null 2>&1 & echo $! > /run/lab-pid; group=$(systemctl show --property=ControlGroup --value {PHI});"
         " for folder in /sys/fs/cgroup/pids /sys/fs/cgroup; do [ ! -d $folder$group ] || echo $! > $folder$group/cgroup.procs; done",
         "kill $(cat /run/lab-pid); rm /run/lab-pid",
         ("test_user",),
