@@ -19,8 +19,15 @@ CHECKS = CHECKOUT / "molecule/shared/tests"
 PHI = "citadel-llm@phi-3-mini.service"
 PID = f"$(systemctl show --property=MainPID --value {PHI})"
 EDGE = "/etc/haproxy/haproxy.cfg"
+MAPS = "/etc/haproxy/citadel"
+MEND_MAP = f"rm -r {MAPS} && mv /run/lab-maps {MAPS} && systemctl reload haproxy"
 MEND_EDGE = f"cp -a /run/lab-edge {EDGE} && rm /run/lab-edge && systemctl reload haproxy"
+NOTICED = """until curl -sG 127.0.0.1:9090/api/v1/query --data-urlencode 'query=up{service="phi-3-mini"} == 0' | grep -q phi-3-mini"""
 START_PHI = f"systemctl start {PHI}"
+
+
+def lead_all_ports_to_phi(kind: str) -> str:
+    return f"cp -a {MAPS} /run/lab-maps && sed -i 's/ .*/ phi-3-mini/' {MAPS}/{kind}-ports.map && systemctl reload haproxy"
 
 
 def answer_everything_with(text: str) -> str:
@@ -136,14 +143,14 @@ BREAKAGES = [
     ),
     Breakage(
         "metrics ports lead to another model",
-        "file=/etc/haproxy/metrics-ports.map; cp -a $file /run/lab-map && sed -i 's/ .*/ phi-3-mini/' $file && systemctl reload haproxy",
-        "cp -a /run/lab-map /etc/haproxy/metrics-ports.map && rm /run/lab-map && systemctl reload haproxy",
+        lead_all_ports_to_phi("metrics"),
+        MEND_MAP,
         ("test_metrics_port_shows_the_model_one_port_below", "test_first_port_shows_its_own_metrics"),
     ),
     Breakage(
         "API ports lead to another model",
-        "file=/etc/haproxy/api-ports.map; cp -a $file /run/lab-map && sed -i 's/ .*/ phi-3-mini/' $file && systemctl reload haproxy",
-        "cp -a /run/lab-map /etc/haproxy/api-ports.map && rm /run/lab-map && systemctl reload haproxy",
+        lead_all_ports_to_phi("api"),
+        MEND_MAP,
         ("test_model_port_lists_its_own_model",),
     ),
     Breakage(
@@ -183,7 +190,7 @@ BREAKAGES = [
     ),
     Breakage(
         "a model is stopped",
-        f"systemctl stop {PHI}",
+        f"systemctl stop {PHI} && {NOTICED}; do sleep 1; done",
         START_PHI,
         (
             "test_status_of_all_shows_five",
