@@ -62,7 +62,7 @@ CASES = {
     "folder without config.json": Case(("hermes-2", "config.json"), models_without("config.json")),
     "folder without weights": Case(("hermes-2", "weights"), models_without("*.safetensors")),
     "host that cannot be reached": Case(
-        ("hx-llm-server-01 cannot be reached", "192.168.10.30", "Nothing was sent"), variables(ansible_host="192.168.10.30")
+        ("hx-llm-server-01 cannot be reached", "192.168.10.30", "inventory"), variables(ansible_host="192.168.10.30")
     ),
 }
 
