@@ -5,6 +5,7 @@ Each filter has its documentation beside this file, in NAME.yml, where ansible-d
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ _SOURCE = str(Path(__file__).resolve().parent.parent / "src")
 if _SOURCE not in sys.path:
     sys.path.insert(0, _SOURCE)
 
-from citadel_plan import PlanError, diff_plans, list_metrics_targets, list_upstreams, plan, plan_table
+from citadel_plan import PlanError, diff_plans, diff_sentences, list_metrics_targets, list_upstreams, plan, plan_page, plan_table
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401 - what comes out is as free as what YAML can hold
@@ -67,13 +68,36 @@ def citadel_upstreams(plans: object, *, host: str) -> list[dict[str, Any]]:
 
 
 def citadel_plan_diff(deployed: object, planned: object) -> dict[str, Any]:
-    """Say what restarts; see citadel_plan_diff.yml."""
-    return diff_plans(_plain(deployed), _plain(planned))
+    """Say what restarts; see citadel_plan_diff.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence, where the text of the deployed plan is not that of a plan.
+
+    """
+    before = _plain(deployed)
+    if isinstance(before, str):
+        try:
+            before = json.loads(before or "{}")
+        except ValueError as error:
+            raise AnsibleFilterError(f"The plan to compare with is not JSON ({error}): remove the file, and everything counts as new.") from error
+    if not isinstance(before, dict | None):
+        raise AnsibleFilterError("The plan to compare with is JSON and not a plan: remove the file, and everything counts as new.")
+    return diff_plans(before, _plain(planned))
+
+
+def citadel_plan_diff_sentences(difference: object) -> list[str]:
+    """Write a diff for a person; see citadel_plan_diff_sentences.yml."""
+    return diff_sentences(_plain(difference))
 
 
 def citadel_plan_table(planned: object) -> str:
     """Lay a plan out as text; see citadel_plan_table.yml."""
     return plan_table(_plain(planned))
+
+
+def citadel_plan_page(planned: object, *, host_facts: object) -> str:
+    """Draw a plan as a page of HTML; see citadel_plan_page.yml."""
+    return plan_page(_plain(planned), _plain(host_facts))
 
 
 def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
@@ -90,6 +114,8 @@ class FilterModule:
             "citadel_metrics_targets": citadel_metrics_targets,
             "citadel_plan": citadel_plan,
             "citadel_plan_diff": citadel_plan_diff,
+            "citadel_plan_diff_sentences": citadel_plan_diff_sentences,
+            "citadel_plan_page": citadel_plan_page,
             "citadel_plan_table": citadel_plan_table,
             "citadel_upstreams": citadel_upstreams,
         }

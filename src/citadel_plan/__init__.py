@@ -6,11 +6,22 @@ Pure and typed, without Ansible: ``filter_plugins/citadel_plan.py`` is the adapt
 from __future__ import annotations
 
 from .api import plan
-from .diff import diff_plans
+from .diff import diff_plans, diff_sentences
 from .problems import PlanError
 from .report import plan_table
+from .report_html import plan_page
 from .result import Plan
 from .targets import list_metrics_targets
 from .upstreams import list_upstreams
 
-__all__ = ["Plan", "PlanError", "diff_plans", "list_metrics_targets", "list_upstreams", "plan", "plan_table"]
+__all__ = [
+    "Plan",
+    "PlanError",
+    "diff_plans",
+    "diff_sentences",
+    "list_metrics_targets",
+    "list_upstreams",
+    "plan",
+    "plan_page",
+    "plan_table",
+]
