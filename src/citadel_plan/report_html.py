@@ -6,6 +6,7 @@ come from the plan, geometry from :mod:`report_layout`; nothing is calculated he
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -166,7 +167,7 @@ def _path(line: str, part: Part, width: float) -> Element:
 
 
 def _fill(part: Part) -> dict[str, str]:
-    return {"class": "free"} if part is Part.FREE else {"class": "part", "fill": f"url(#pattern-{part})"}
+    return {"class": "free"} if part is Part.FREE else {"class": str(part), "fill": f"url(#pattern-{part})"}
 
 
 def _swatch(part: Part) -> Element:
@@ -223,13 +224,17 @@ def _legend(parts: Iterable[Part]) -> Element:
     return _element("ul", {"class": "legend"}, *(_element("li", {}, _swatch(part), PART_NAMES[part]) for part in parts))
 
 
+def _owners(letters: Mapping[str, str]) -> Element:
+    return _element("ul", {"class": "legend"}, *(_element("li", {}, _letter(letter), name) for name, letter in letters.items()))
+
+
 # --- tables
 
 
 def _table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[Content]], *, foot: Sequence[str] = ()) -> Element:
-    """Write a table; the first column names the row, columns whose first cell is a figure stand on the right."""
+    """Write a table; the first column names the row, columns of figures stand on the right."""
     body = [list(row) for row in rows]
-    numbers = {column for column in range(len(headings)) if all(_is_number(row[column]) for row in body)}
+    numbers = {column for column in range(len(headings)) if all(_is_number(row[column]) for row in body) and column}
 
     def cell(tag: str, column: int, content: Content, scope: str = "") -> Element:
         attributes = {"class": "number"} if column in numbers else {}
@@ -241,7 +246,7 @@ def _table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[Conten
         )
 
     parts = [
-        _element("caption", {}, caption),
+        _element("caption", {}, _element("span", {}, caption)),
         _element("thead", {}, _element("tr", {}, *(cell("th", column, heading, "col") for column, heading in enumerate(headings)))),
         _element("tbody", {}, *(row(cells) for cells in body)),
     ]
@@ -252,7 +257,8 @@ def _table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[Conten
 
 
 def _is_number(content: Content) -> bool:
-    return isinstance(content, str) and content.replace(",", "").replace("%", "").strip().isdigit()
+    """Tell whether a cell holds a figure, or nothing."""
+    return isinstance(content, str) and (not content or re.fullmatch(r"[\d,.]+(?: %)?", content) is not None)
 
 
 def _bytes(size: int) -> str:
@@ -302,6 +308,7 @@ def _memory(plan: Entry, host: Sequence[Strip], gpus: Sequence[Strip], numbers: 
     letters = letters_of(plan)
     content: list[Content] = [
         _legend((*MEMORY_PARTS, Part.GATEWAY, Part.RESERVE, Part.FREE)),
+        _owners(letters),
         *(_figure(strip, numbers) for strip in (*gpus, *host)),
     ]
     if len(host) > 1:
@@ -321,7 +328,7 @@ def _memory(plan: Entry, host: Sequence[Strip], gpus: Sequence[Strip], numbers: 
         _table(
             "Memory of the host in bytes; granted is what systemd enforces, and the sum of the four to its right",
             ["Service", "Variant", "Asked", "Granted", "Weights", "KV cache", "Runtime", "Headroom"],
-            [*rows, [_named(letters, gateway["name"]), _count(gateway["workers"], "worker"), asked, granted, *["0"] * 4]],
+            [*rows, [_named(letters, gateway["name"]), _count(gateway["workers"], "worker"), asked, granted, *[""] * 4]],
             foot=["All", "", _bytes(total["memory_requested_bytes"]), _bytes(total["memory_max_bytes"]), "", "", "", ""],
         )
     )
@@ -354,27 +361,13 @@ def _named(letters: Mapping[str, str], name: str) -> Element:
 
 
 def _service(service: Entry, letter: str, numbers: _Numbers) -> Element:
-    strips = service_memory(service)
-    where = service["gpu"] or service
     notes = {Part.KV_CACHE: f" for {_count(service['max_num_seqs'], 'sequence')} of {service['context_tokens']:,} tokens"}
-    parts = [
-        _element("li", {}, _swatch(part), f"{PART_NAMES[part]} {gib(size)}{notes.get(part, '')}") for part, size in memory_parts(where)
-    ]
-    granted = f"{gib(service['memory_max_bytes'])} granted, {gib(service['memory_requested_bytes'])} asked"
-    device = f"{gib(service['gpu']['memory_bytes'])} on GPU {', '.join(map(str, service['gpu_ids']))}; " if service["gpu"] else ""
-    where_host = "host memory " if service["gpu"] else ""
-    return _element(
-        "div",
-        {"class": "service"},
-        _element(
-            "p",
-            {"class": "name"},
-            _element("span", {}, _letter(letter), _element("b", {}, service["name"]), f" as {service['variant']}"),
-            _element("span", {"class": "quiet"}, f"{device}{where_host}{granted}"),
-        ),
-        *(_draw(strip, numbers) for strip in strips),
-        _element("ul", {"class": "parts"}, *parts),
-    )
+    drawn: list[Content] = []
+    for strip, parts in service_memory(service):
+        shown = [_element("li", {}, _swatch(part), f"{PART_NAMES[part]} {gib(size)}{notes.get(part, '')}") for part, size in parts if size]
+        drawn += [_paragraph(strip.title, kind="quiet share"), _draw(strip, numbers), _element("ul", {"class": "parts"}, *shown)]
+    name = _paragraph(_letter(letter), _element("b", {}, service["name"]), f" as {service['variant']}", kind="name")
+    return _element("div", {"class": "service"}, name, *drawn)
 
 
 def _cpus(plan: Entry, strips: Sequence[Strip], numbers: _Numbers) -> Element:
@@ -396,6 +389,7 @@ def _cpus(plan: Entry, strips: Sequence[Strip], numbers: _Numbers) -> Element:
     return _section(
         "CPUs",
         _legend((Part.CORES, Part.GATEWAY, Part.FREE)),
+        _owners(letters),
         *(_figure(strip, numbers) for strip in strips),
         _table(
             "CPUs by service; cores asked are physical ones, sets are logical CPUs as the kernel numbers them",
@@ -412,7 +406,7 @@ def _ports(plan: Entry) -> Element:
     fixed = {plan["gateway"]["port"]: plan["gateway"]["name"], plan["monitoring"]["prometheus_port"]: "Prometheus"}
 
     def who(name: str | None) -> Content:
-        return _named(letters, name) if name in letters else name or "nobody"
+        return _named(letters, name) if name in letters else name or "no model"
 
     return _section(
         "Ports",

@@ -41,7 +41,7 @@ PART_NAMES: Final[Mapping[Part, str]] = {
     Part.HEADROOM: "headroom",
     Part.GATEWAY: "gateway",
     Part.RESERVE: "reserve",
-    Part.CORES: "exclusive cores",
+    Part.CORES: "cores of models",
     Part.FREE: "free",
 }
 
@@ -51,8 +51,11 @@ MEMORY_PARTS: Final = (Part.WEIGHTS, Part.KV_CACHE, Part.RUNTIME, Part.HEADROOM)
 _TICKS: Final = 4
 """About as many labelled distances as fit a telephone."""
 
-_LABEL_SHARE: Final = 50
-"""A label is drawn over what takes at least a fiftieth of its strip; what is smaller is named in the table only."""
+_LETTER_SHARE: Final = 40
+"""Letters keep a fortieth of the strip between their middles, or they would overlap on a telephone; the table names all."""
+
+_LETTER_MIN_SHARE: Final = 80
+"""What is smaller than this part of the strip gets no letter: nobody could tell what it points at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,31 +226,31 @@ def _memory_strip(plan: Entry, title: str, blocks: Sequence[_Block], *, capacity
     )
 
 
-def service_memory(service: Entry) -> list[Strip]:
-    """Draw how a service spends what it has, each drawing to a scale of its own: on its GPUs, then on the host."""
+def service_memory(service: Entry) -> list[tuple[Strip, tuple[tuple[Part, int], ...]]]:
+    """Draw how a service spends what it has, each drawing to a scale of its own, with its parts: on its GPUs, then on the host."""
     name = service["name"]
-    strips = []
+    drawn = []
     if service["gpu"]:
-        gpu, count = service["gpu"], len(service["gpu_ids"])
+        count = len(service["gpu_ids"])
         where = f"GPU{'s' if count > 1 else ''} {', '.join(map(str, service['gpu_ids']))}"
-        block = _Block(owner=name, parts=memory_parts(gpu))
-        segments, _, _ = _lay([block], {}, block.size)
-        strips.append(
-            Strip(title=f"{name} on {where}: {gib(block.size)}", description=f"{_in_words(block.parts)}.", whole=block.size, segments=segments)
-        )
-    asked, block = service["memory_requested_bytes"], _Block(owner=name, parts=memory_parts(service))
-    whole = max(asked, block.size)
+        drawn.append((_spent(name, f"{gib(service['gpu']['memory_bytes'])} on {where}", service["gpu"], None), memory_parts(service["gpu"])))
+    asked = service["memory_requested_bytes"]
+    granted = f"{gib(service['memory_max_bytes'])} {'of host memory ' if service['gpu'] else ''}granted, {gib(asked)} asked"
+    drawn.append((_spent(name, granted, service, asked), memory_parts(service)))
+    return drawn
+
+
+def _spent(name: str, title: str, where: Entry, asked: int | None) -> Strip:
+    block = _Block(owner=name, parts=memory_parts(where))
+    whole = max(asked or 0, block.size)
     segments, _, _ = _lay([block], {}, whole)
-    strips.append(
-        Strip(
-            title=f"{name} in the host's memory: {gib(block.size)} granted, {gib(asked)} asked",
-            description=f"{_in_words(block.parts)}.",
-            whole=whole,
-            segments=segments,
-            request=Mark(at=asked, text=f"asked {gib(asked)}"),
-        )
+    return Strip(
+        title=title,
+        description=f"{name}: {_in_words(block.parts)}.",
+        whole=whole,
+        segments=segments,
+        request=None if asked is None else Mark(at=asked, text=f"asked {gib(asked)}"),
     )
-    return strips
 
 
 def cpu_strips(plan: Entry, host: Host) -> list[Strip]:
@@ -335,14 +338,22 @@ def _lay(blocks: Iterable[_Block], letters: Mapping[str, str], whole: int) -> tu
     for block in blocks:
         if start and block.size:
             dividers.append(start)
-        if block.size * _LABEL_SHARE >= whole and block.owner in letters:
-            marks.append(Letter(start=start, size=block.size, text=letters[block.owner]))
+        if block.owner in letters and block.size * _LETTER_MIN_SHARE >= whole:
+            letter = Letter(start=start, size=block.size, text=letters[block.owner])
+            if not marks or _apart(marks[-1], letter, whole):
+                marks.append(letter)
         for part, size in block.parts:
             if size:
                 owner = "" if block.owner == "" or part is Part.GATEWAY else f"{block.owner}: "
                 segments.append(Segment(part=part, start=start, size=size, text=f"{owner}{PART_NAMES[part]} {gib(size)}"))
                 start += size
     return tuple(segments), tuple(dividers), tuple(marks)
+
+
+def _apart(one: Letter, other: Letter, whole: int) -> bool:
+    """Tell whether there is room for both letters."""
+    halves = 2 * other.start + other.size - 2 * one.start - one.size
+    return halves * _LETTER_SHARE >= 2 * whole * max(len(one.text), len(other.text))
 
 
 def _size_ticks(whole: int) -> tuple[Mark, ...]:
