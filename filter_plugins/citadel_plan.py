@@ -79,7 +79,9 @@ def citadel_plan_diff(deployed: object, planned: object) -> dict[str, Any]:
         try:
             before = json.loads(before or "{}")
         except ValueError as error:
-            raise AnsibleFilterError(f"The plan to compare with is not JSON ({error}): remove the file, and everything counts as new.") from error
+            raise AnsibleFilterError(
+                f"The plan to compare with is not JSON ({error}): remove the file, and everything counts as new."
+            ) from error
     if not isinstance(before, dict | None):
         raise AnsibleFilterError("The plan to compare with is JSON and not a plan: remove the file, and everything counts as new.")
     return diff_plans(before, _plain(planned))
@@ -96,8 +98,16 @@ def citadel_plan_table(planned: object) -> str:
 
 
 def citadel_plan_page(planned: object, *, host_facts: object) -> str:
-    """Draw a plan as a page of HTML; see citadel_plan_page.yml."""
-    return plan_page(_plain(planned), _plain(host_facts))
+    """Draw a plan as a page of HTML; see citadel_plan_page.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence for everything that is wrong with the facts.
+
+    """
+    try:
+        return plan_page(_plain(planned), _plain(host_facts))
+    except PlanError as error:
+        raise AnsibleFilterError(str(error)) from error
 
 
 def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from .prose import wrap
 from .result import SCHEMA_VERSION
 from .units import MIB, gib
 
@@ -99,9 +100,13 @@ GATEWAY_MODEL_KEYS: Final[Mapping[str, tuple[str, Show]]] = {
 EDGE_MODEL_KEYS: Final[Mapping[str, tuple[str, Show]]] = {
     "api_port": ("port", _plain),
     "upstream_port": ("upstream port", _plain),
-    "max_num_seqs": ("places in the queue to it", _plain),
+    "max_num_seqs": ("requests at once", _plain),
 }
 """What HAProxy's configuration says of each model."""
+
+
+_VERBS: Final = {"start": "starts", "restart": "restarts", "reload": "reloads", "live": "goes on"}
+_VERB_COLUMNS: Final = 11
 
 
 def diff_plans(deployed: Entry | None, planned: Entry) -> dict[str, Any]:
@@ -143,20 +148,17 @@ def diff_sentences(diff: Mapping[str, Any]) -> list[str]:
         diff: What :func:`diff_plans` returned.
 
     Returns:
-        Lines; one that says so where nothing changes.
+        Lines, made for a terminal; one that says so where nothing changes.
 
     """
-    lines = [f"stops      {name}: no longer planned; its weights stay on the disk" for name in diff["remove"]]
-    verbs = {"start": "starts", "restart": "restarts", "reload": "reloads", "live": "changes"}
-    for cost, verb in verbs.items():
-        for entry in diff[cost]:
-            ending = " (while it runs)" if cost == "live" else ""
-            lines.append(f"{verb:<10} {entry['service']}: {'; '.join(entry['reasons'])}{ending}")
-    if not lines:
+    told = [("stops", f"{name}: no longer planned; its weights stay on the disk") for name in diff["remove"]]
+    for cost, verb in _VERBS.items():
+        told += [(verb, f"{entry['service']}: {'; '.join(entry['reasons'])}") for entry in diff[cost]]
+    if not told:
         return ["nothing changes, nothing restarts"]
     if diff["unchanged"]:
-        lines.append(f"untouched  {', '.join(diff['unchanged'])}")
-    return lines
+        told.append(("untouched", ", ".join(diff["unchanged"])))
+    return [line for verb, text in told for line in wrap(f"{verb:<{_VERB_COLUMNS}}{text}", indent=" " * _VERB_COLUMNS)]
 
 
 _MODEL, _GATEWAY, _EDGE, _PROMETHEUS = "model", "gateway", "edge", "prometheus"
@@ -199,9 +201,7 @@ def _cost(old: Entry, new: Entry, kind: str, deployed: Entry, planned: Entry) ->
 
 
 def _changes(old: Entry, new: Entry, keys: Mapping[str, tuple[str, Show]]) -> list[str]:
-    return [
-        f"{words} {_pair(old.get(key), new.get(key), show)}" for key, (words, show) in keys.items() if old.get(key) != new.get(key)
-    ]
+    return [f"{words} {_pair(old.get(key), new.get(key), show)}" for key, (words, show) in keys.items() if old.get(key) != new.get(key)]
 
 
 def _pair(old: Any, new: Any, show: Show) -> str:  # noqa: ANN401 - values of a plan are as free as JSON

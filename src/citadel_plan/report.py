@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
+from .prose import wrap
 from .units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-_COLUMNS: Final = 92
-"""What Ansible's indentation leaves of a terminal of 100 columns; prose is wrapped to it, the table made for it."""
 
 _HEADINGS: Final = {
     "cpu": ("service", "variant", "asked", "granted", "weights", "KV", "runtime", "room", "seqs", "context", "port", "cpus"),
@@ -47,13 +44,9 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         f" ({_number(totals['memory_capacity_bytes'])} less a reserve of {_number(totals['memory_reserved_bytes'])})",
         f"cores: {totals['cpus_requested']} requested, {totals['cpus_available']} there;"
         f" disk: {_number(totals['storage_needed_bytes'])} needed, {_number(totals['storage_requested_bytes'])} allocated",
-        *(line for warning in plan["warnings"] for line in _wrapped(f"warning: {warning}")),
+        *(line for warning in plan["warnings"] for line in wrap(f"warning: {warning}")),
     ]
     return "\n".join(lines)
-
-
-def _wrapped(sentence: str) -> list[str]:
-    return textwrap.wrap(sentence, _COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _number(size_bytes: int) -> str:

@@ -286,7 +286,9 @@ def _header(plan: Entry) -> Element:
         "header",
         {},
         _element("h1", {}, f"Plan of {plan['host']}"),
-        _paragraph(f"{machine}, policy {plan['policy']}. Everything below fits together; nothing on the host has been touched.", kind="quiet"),
+        _paragraph(
+            f"{machine}, policy {plan['policy']}. Everything below fits together; nothing on the host has been touched.", kind="quiet"
+        ),
         _element(
             "dl",
             {"class": "figures"},
@@ -313,14 +315,17 @@ def _memory(plan: Entry, host: Sequence[Strip], gpus: Sequence[Strip], numbers: 
     ]
     if len(host) > 1:
         content.append(
-            _paragraph("vLLM binds each model to one NUMA node. The gateway is bound to none and stands in the host's line only.", kind="quiet")
+            _paragraph(
+                "vLLM binds each model to one NUMA node. The gateway is bound to none and stands in the host's line only.", kind="quiet"
+            )
         )
     content.append(_element("h3", {}, "What each service does with its share"))
     content.append(_paragraph("Each line has a scale of its own. The upright mark is what was asked for.", kind="quiet"))
     content += [_service(service, letters[service["name"]], numbers) for service in plan["services"]]
     gateway = plan["gateway"]
     rows: list[list[Content]] = [
-        [_named(letters, service["name"]), service["variant"], *map(_bytes, _memory_figures(service, service))] for service in plan["services"]
+        [_named(letters, service["name"]), service["variant"], *map(_bytes, _memory_figures(service, service))]
+        for service in plan["services"]
     ]
     asked, granted = (_bytes(gateway[f"memory_{key}_bytes"]) for key in ("requested", "max"))
     total = plan["totals"]
@@ -458,7 +463,10 @@ def _footer(plan: Entry) -> Element:
         "footer",
         {},
         _paragraph(
-            "GiB are 2", _element("sup", {}, "30"), " bytes. The same figures for programs: ", _element("code", {}, f"{plan['host']}.json"),
+            "GiB are 2",
+            _element("sup", {}, "30"),
+            " bytes. The same figures for programs: ",
+            _element("code", {}, f"{plan['host']}.json"),
             f", schema {plan['schema_version']}.",
         ),
     )

@@ -186,9 +186,7 @@ def _node_strip(plan: Entry, host: Host, node: NumaNode) -> Strip:
     here = [service for service in plan["services"] if service["numa_nodes"][0] == node.id]
     blocks = [_Block(owner=service["name"], parts=memory_parts(service)) for service in here]
     usable = usable_node_bytes(node, host, plan["totals"]["memory_reserved_bytes"])
-    return _memory_strip(
-        plan, f"Memory of NUMA node {node.id}", blocks, capacity=node.memory_bytes, reserve=node.memory_bytes - usable
-    )
+    return _memory_strip(plan, f"Memory of NUMA node {node.id}", blocks, capacity=node.memory_bytes, reserve=node.memory_bytes - usable)
 
 
 def gpu_memory(plan: Entry, host: Host) -> list[Strip]:
@@ -233,7 +231,9 @@ def service_memory(service: Entry) -> list[tuple[Strip, tuple[tuple[Part, int], 
     if service["gpu"]:
         count = len(service["gpu_ids"])
         where = f"GPU{'s' if count > 1 else ''} {', '.join(map(str, service['gpu_ids']))}"
-        drawn.append((_spent(name, f"{gib(service['gpu']['memory_bytes'])} on {where}", service["gpu"], None), memory_parts(service["gpu"])))
+        drawn.append(
+            (_spent(name, f"{gib(service['gpu']['memory_bytes'])} on {where}", service["gpu"], None), memory_parts(service["gpu"]))
+        )
     asked = service["memory_requested_bytes"]
     granted = f"{gib(service['memory_max_bytes'])} {'of host memory ' if service['gpu'] else ''}granted, {gib(asked)} asked"
     drawn.append((_spent(name, granted, service, asked), memory_parts(service)))
@@ -329,7 +329,9 @@ def _cores(run: Sequence[Core]) -> str:
     return f"core {first}" if first == last else f"cores {first} to {last}"
 
 
-def _lay(blocks: Iterable[_Block], letters: Mapping[str, str], whole: int) -> tuple[tuple[Segment, ...], tuple[int, ...], tuple[Letter, ...]]:
+def _lay(
+    blocks: Iterable[_Block], letters: Mapping[str, str], whole: int
+) -> tuple[tuple[Segment, ...], tuple[int, ...], tuple[Letter, ...]]:
     """Put blocks beside each other: segments, the borders between blocks, and a letter for each block that is wide enough."""
     segments: list[Segment] = []
     dividers: list[int] = []

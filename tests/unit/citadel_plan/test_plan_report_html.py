@@ -85,7 +85,9 @@ def test_every_service_and_every_figure_is_on_the_page(drawn: tuple[dict[str, An
     for service in result["services"]:
         memory = ["memory_requested_bytes", "memory_max_bytes", "weights_bytes", "kv_cache_bytes", "runtime_bytes", "headroom_bytes"]
         figures = [f"{service[key]:,}" for key in [*memory, "storage_requested_bytes", "storage_needed_bytes"]]
-        figures += [str(service[key]) for key in ("api_port", "metrics_port", "state_port", "upstream_port", "cpus_requested", "cpu_weight")]
+        figures += [
+            str(service[key]) for key in ("api_port", "metrics_port", "state_port", "upstream_port", "cpus_requested", "cpu_weight")
+        ]
         figures += [f"{size:,}" for size in (service["gpu"] or {}).values()]
         texts = [service["name"], service["variant"], service["cpu_set"], *figures]
         assert [text for text in texts if text not in lines and f" as {text}" not in lines] == []
@@ -103,14 +105,18 @@ def test_each_bar_of_memory_is_there(drawn: tuple[dict[str, Any], Page]) -> None
     titles = [text for inside, text in page.texts if inside[-1] == "title" and inside[-2] == "svg"]
     expected = {
         "one-node": ["Memory of hx-llm-server-01: 128.0 GiB"],
-        "two-nodes": [f"Memory of {place}" for place in ("hx-llm-server-01: 256.0 GiB", "NUMA node 0: 128.0 GiB", "NUMA node 1: 128.0 GiB")],
+        "two-nodes": [
+            f"Memory of {place}" for place in ("hx-llm-server-01: 256.0 GiB", "NUMA node 0: 128.0 GiB", "NUMA node 1: 128.0 GiB")
+        ],
         "one-gpu": ["Memory of GPU 0: 141.0 GiB", "Memory of hx-llm-server-01: 256.0 GiB"],
         "four-gpus": [*(f"Memory of GPU {number}: 24.0 GiB" for number in range(4)), "Memory of hx-llm-server-01: 256.0 GiB"],
         "lab": ["Memory of hx-llm-server-01: 23.0 GiB"],
     }
     memory = [title for title in titles if title.startswith("Memory of")]
     assert memory in expected.values()
-    assert len(memory) == 1 + len({gpu for service in result["services"] for gpu in service["gpu_ids"]}) + (2 if "NUMA" in str(memory) else 0)
+    assert len(memory) == 1 + len({gpu for service in result["services"] for gpu in service["gpu_ids"]}) + (
+        2 if "NUMA" in str(memory) else 0
+    )
     assert "\n".join(titles).count(" asked") == len(result["services"])
 
 
@@ -131,7 +137,9 @@ def test_it_can_be_heard_and_walked_through_by_keyboard(drawn: tuple[dict[str, A
     page = drawn[1]
     ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    references = [value for _, attributes, _ in page.elements for key, value in attributes.items() if key.startswith("aria-") and key.endswith("by")]
+    references = [
+        value for _, attributes, _ in page.elements for key, value in attributes.items() if key.startswith("aria-") and key.endswith("by")
+    ]
     assert references and set(references) <= set(ids)
     assert {value for value in re.findall(r"url\(#([^)]*)\)", str(page.elements))} <= set(ids)
     for attributes in page.of("svg"):
