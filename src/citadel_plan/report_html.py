@@ -7,10 +7,10 @@ come from the plan, geometry from :mod:`report_layout`; nothing is calculated he
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from xml.etree import ElementTree
 
 from .parse import parse_host
 from .problems import Problems
@@ -416,8 +416,8 @@ def _ports(plan: Entry) -> Element:
     return _section(
         "Ports",
         _paragraph(
-            "Only HAProxy, the edge, listens on the server's address. A request without a model's name goes to the gateway, and from it through"
-            " the upstream port, where the breaker and the queue are, to the model."
+            "Only HAProxy, the edge, listens on the server's address. A request that names no model goes to the gateway, and from there"
+            " through the upstream port, where the breaker and the queue are, to the model."
         ),
         _table(
             "On the server's address, by port",
@@ -440,11 +440,11 @@ def _ports(plan: Entry) -> Element:
 
 def _storage(plan: Entry, strip: Strip, numbers: _Numbers) -> Element:
     letters, totals = letters_of(plan), plan["totals"]
-    needed = [
+    needed: list[list[Content]] = [
         [_named(letters, service["name"]), _bytes(service["storage_requested_bytes"]), _bytes(service["storage_needed_bytes"])]
         for service in plan["services"]
     ]
-    gateway = [_named(letters, plan["gateway"]["name"]), _bytes(plan["gateway"]["storage_requested_bytes"]), "0"]
+    gateway: list[Content] = [_named(letters, plan["gateway"]["name"]), _bytes(plan["gateway"]["storage_requested_bytes"]), "0"]
     return _section(
         "Storage",
         _legend((Part.WEIGHTS, Part.RESERVE, Part.FREE)),

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .cpus import Core, usable_node_bytes
 from .id_lists import parse_ids
-from .inputs import Host, NumaNode
 from .units import GIB, gib
+
+if TYPE_CHECKING:
+    from .inputs import Host, NumaNode
 
 Entry = Mapping[str, Any]
 

@@ -58,7 +58,8 @@ def keys_that_change(entry: Plan, made: Any) -> set[str]:  # noqa: ANN401 - a fu
 
 
 def model_files(plan: Plan, templates: list[str]) -> Any:  # noqa: ANN401 - a function of an entry
-    return lambda service: files("model_service", templates, model_service_plan=service, model_service_device=plan["device"], model_service_python="/python")  # fmt: skip
+    common = {"model_service_device": plan["device"], "model_service_python": "/python"}
+    return lambda service: files("model_service", templates, model_service_plan=service, **common)
 
 
 def test_a_model_restarts_for_what_it_reads_at_its_start(plans: dict[str, Plan]) -> None:
