@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from .prose import wrap
+from .report_layout import usable_memory
 from .units import GIB
 
 if TYPE_CHECKING:
@@ -36,11 +37,10 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     totals = plan["totals"]
     machine = f"cpu, {plan['isa']}" if plan["device"] == "cpu" else plan["device"]
     where = "memory in GiB" if plan["device"] == "cpu" else "memory in GiB, weights and KV on the GPUs"
-    usable = totals["memory_capacity_bytes"] - totals["memory_reserved_bytes"]
     lines = [
         f"{plan['host']} ({machine}, policy {plan['policy']}); {where}",
         *_aligned(headings, rows),
-        f"memory: {_number(totals['memory_max_bytes'])} of {_number(usable)} granted"
+        f"memory: {_number(totals['memory_max_bytes'])} of {_number(usable_memory(plan))} granted"
         f" ({_number(totals['memory_capacity_bytes'])} less a reserve of {_number(totals['memory_reserved_bytes'])})",
         f"cores: {totals['cpus_requested']} requested, {totals['cpus_available']} there;"
         f" disk: {_number(totals['storage_needed_bytes'])} needed, {_number(totals['storage_requested_bytes'])} allocated",

@@ -27,6 +27,7 @@ from .report_layout import (
     node_memory,
     service_memory,
     storage_strip,
+    usable_memory,
 )
 from .units import gib
 
@@ -274,10 +275,9 @@ def _quota(entry: Entry) -> str:
 
 def _header(plan: Entry) -> Element:
     totals = plan["totals"]
-    usable = totals["memory_capacity_bytes"] - totals["memory_reserved_bytes"]
     machine = "CUDA" if plan["device"] == "cuda" else f"CPU with {str(plan['isa']).upper()}"
     figures = [
-        ("Memory", gib(totals["memory_max_bytes"]), f"granted of {gib(usable)}, {gib(totals['memory_free_bytes'])} free"),
+        ("Memory", gib(totals["memory_max_bytes"]), f"granted of {gib(usable_memory(plan))}, {gib(totals['memory_free_bytes'])} free"),
         ("Cores", str(totals["cpus_requested"]), f"requested of {totals['cpus_available']}"),
         ("Disk", gib(totals["storage_needed_bytes"]), f"needed for weights, {gib(totals['storage_requested_bytes'])} allocated"),
         ("Models", str(len(plan["services"])), f"and the gateway, with {_count(plan['gateway']['workers'], 'worker')}"),

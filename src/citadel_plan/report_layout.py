@@ -134,6 +134,12 @@ def _percent(thousandths: int) -> str:
     return f"{thousandths / 1000:g}%"
 
 
+def usable_memory(plan: Entry) -> int:
+    """Give the bytes of the host's memory that services and the gateway may have."""
+    totals = plan["totals"]
+    return int(totals["memory_capacity_bytes"] - totals["memory_reserved_bytes"])
+
+
 def letters_of(plan: Entry) -> dict[str, str]:
     """Give each service and the gateway a letter, in the order of the plan: A to Z, then AA, AB and so on."""
     names = [*(service["name"] for service in plan["services"]), plan["gateway"]["name"]]
