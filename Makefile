@@ -33,7 +33,10 @@ FACTS ?= docs/examples/host-facts.yml
 plan: setup ## plan the production inventory for given host facts (FACTS=FILE), without a connection
 	$(VENV)/bin/ansible-playbook playbooks/plan.yml --extra-vars @$(FACTS)
 
+model: setup ## derive a catalogue entry from a folder of weights (FOLDER=/path NAME=name PORT=11410)
+	@PYTHONPATH=src $(VENV)/bin/python -m citadel_plan "$(FOLDER)" --name "$(NAME)" --port "$(PORT)"
+
 verify: setup ## the longer proofs, on the host of a running demo
 	@tests/verify
 
-.PHONY: help setup demo destroy lint test plan verify
+.PHONY: help setup demo destroy lint test plan model verify

@@ -27,14 +27,18 @@ def main(arguments: list[str] | None = None) -> int:
 
     """
     parser = argparse.ArgumentParser(prog="make model", description="Derive a catalogue entry from a folder of weights.")
-    parser.add_argument("folder", type=Path, help="config.json and *.safetensors")
+    parser.add_argument("folder", help="config.json and *.safetensors")
     parser.add_argument("--name", required=True, help="name of the service")
     parser.add_argument("--port", required=True, help="port of its API")
     given = parser.parse_args(arguments)
-    folder: Path = given.folder.absolute()
-    if not given.port.isdigit():
+    for variable, value in (("FOLDER", given.folder), ("NAME", given.name), ("PORT", given.port)):
+        if not value:
+            print(f"{variable} is empty: write make model FOLDER=/path/to/weights NAME=name PORT=11410.", file=sys.stderr)
+            return 1
+    if not given.port.isdecimal():
         print(f'PORT is "{given.port}", which is not a number: write PORT=11410, or another that no model has.', file=sys.stderr)
         return 1
+    folder = Path(given.folder).absolute()
     try:
         description, modes = read_model_folder(folder)
         entry = catalogue_entry(description, name=given.name, port=int(given.port), modes=modes, path=folder)

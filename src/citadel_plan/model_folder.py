@@ -137,7 +137,9 @@ def _read_header(path: Path) -> dict[str, Tensor]:
         raise
     except ValueError:
         cut = size < _HEADER_SIZE.size + header_bytes
-        raise ModelFolderError(f"has damaged weights: {path.name} is {'cut off in its header' if cut else 'not a safetensors file'}") from None
+        raise ModelFolderError(
+            f"has damaged weights: {path.name} is {'cut off in its header' if cut else 'not a safetensors file'}"
+        ) from None
     tensors: dict[str, Tensor] = {}
     data_bytes = 0
     try:
@@ -369,7 +371,10 @@ def _compressed_format(quantization: Mapping[str, Any]) -> tuple[str, set[str]]:
     }
     formats = [known[scheme] for scheme in found if scheme in known]
     if len(found) != 1 or not formats:
-        shown = _listed(f"{kind}{bits} weights with {f'{activations}-bit' if activations else '16-bit'} activations" for kind, bits, activations in found)
+        shown = _listed(
+            f"{kind}{bits} weights with {f'{activations}-bit' if activations else '16-bit'} activations"
+            for kind, bits, activations in found
+        )
         raise ModelFolderError(
             f"is quantized as compressed-tensors with {shown or 'no scheme'}: the plan knows int8 weights with 8-bit activations (W8A8),"
             " float8 with 8-bit activations, and int4 weights (W4A16)"

@@ -144,7 +144,7 @@ def test_letters_never_run_out(count: int) -> None:
 
 @pytest.mark.parametrize("size_gib", [1, 4, 23, 80, 125.6, 128, 141, 512, 2048, 65536])
 def test_a_scale_has_a_handful_of_round_figures(size_gib: float) -> None:
-    result, host = drawn(host_facts())
+    result, _ = drawn(host_facts())
     result["totals"]["memory_capacity_bytes"] = int(size_gib * GIB)
     ticks = host_memory(result).ticks
     assert 2 <= len(ticks) <= 6
