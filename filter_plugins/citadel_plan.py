@@ -18,7 +18,17 @@ _SOURCE = str(Path(__file__).resolve().parent.parent / "src")
 if _SOURCE not in sys.path:
     sys.path.insert(0, _SOURCE)
 
-from citadel_plan import PlanError, diff_plans, diff_sentences, list_metrics_targets, list_upstreams, plan, plan_page, plan_table
+from citadel_plan import (
+    PlanError,
+    diff_plans,
+    diff_sentences,
+    list_architectures,
+    list_metrics_targets,
+    list_upstreams,
+    plan,
+    plan_page,
+    plan_table,
+)
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401 - what comes out is as free as what YAML can hold
@@ -110,6 +120,19 @@ def citadel_plan_page(planned: object, *, host_facts: object) -> str:
         raise AnsibleFilterError(str(error)) from error
 
 
+def citadel_architectures(models: object, *, overrides: object = None) -> dict[str, dict[str, Any]]:
+    """List the figures of each model; see citadel_architectures.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence for everything that is wrong in the catalogue.
+
+    """
+    try:
+        return list_architectures(_plain(models), overrides=_plain(overrides))
+    except PlanError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
     """List where Prometheus finds the models; see citadel_metrics_targets.yml."""
     return list_metrics_targets(_plain(plans))
@@ -121,6 +144,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Name the filters."""
         return {
+            "citadel_architectures": citadel_architectures,
             "citadel_metrics_targets": citadel_metrics_targets,
             "citadel_plan": citadel_plan,
             "citadel_plan_diff": citadel_plan_diff,

@@ -6,6 +6,7 @@ Pure and typed, without Ansible: ``filter_plugins/citadel_plan.py`` is the adapt
 from __future__ import annotations
 
 from .api import plan
+from .architectures import list_architectures
 from .diff import diff_plans, diff_sentences
 from .problems import PlanError
 from .report import plan_table
@@ -19,6 +20,7 @@ __all__ = [
     "PlanError",
     "diff_plans",
     "diff_sentences",
+    "list_architectures",
     "list_metrics_targets",
     "list_upstreams",
     "plan",

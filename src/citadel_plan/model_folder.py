@@ -202,6 +202,7 @@ _NO_PARAMETERS: Final = (
 """What a quantization adds beside the parameters."""
 
 _INT4_PER_WORD: Final = 8
+_UNQUANTIZED: Final = frozenset({"BF16", "F16"})
 
 
 def read_architecture(config: Mapping[str, Any]) -> Figures:
@@ -328,7 +329,8 @@ def _weight_format(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     found = {tensor.dtype for name, tensor in tensors.items() if _is_linear(name, tensor)}
     if found == {"F32"} and promised == "bf16":
         raise ModelFolderError("has weights in F32, twice what vLLM would use: save them in bfloat16 first")
-    if not found or not found <= dtypes:
+    # A quantization may leave single matrices as they are.
+    if not found & dtypes or not found <= dtypes | _UNQUANTIZED:
         raise ModelFolderError(
             f"has matrices of type {' and '.join(sorted(found)) or 'none'}, and its config.json promises {promised}"
             f" ({' or '.join(sorted(dtypes))}): the two belong to different models"
@@ -336,10 +338,10 @@ def _weight_format(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     return promised
 
 
-def _promised_format(quantization: object) -> tuple[str, set[str]]:
+def _promised_format(quantization: object) -> tuple[str, frozenset[str]]:
     """Read the format from ``quantization_config``, with the types that its matrices have then."""
     if quantization is None:
-        return "bf16", {"BF16", "F16"}
+        return "bf16", _UNQUANTIZED
     if not isinstance(quantization, Mapping):
         raise ModelFolderError("has a config.json whose quantization_config is not a mapping")
     method = quantization.get("quant_method")
@@ -352,22 +354,22 @@ def _promised_format(quantization: object) -> tuple[str, set[str]]:
                 f"is quantized as gptq with desc_act in groups of {quantization.get('group_size')}, which vLLM no longer loads: take a"
                 " revision with desc_act false"
             )
-        return "int4", {"I32"}
+        return "int4", frozenset({"I32"})
     if method == "fp8":
-        return "fp8", {"F8_E4M3"}
+        return "fp8", frozenset({"F8_E4M3"})
     if method == "compressed-tensors":
         return _compressed_format(quantization)
     raise ModelFolderError(f"is quantized as {method}: the plan knows awq, gptq, fp8 and compressed-tensors")
 
 
-def _compressed_format(quantization: Mapping[str, Any]) -> tuple[str, set[str]]:
+def _compressed_format(quantization: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
     groups = quantization.get("config_groups")
     schemes = list(groups.values()) if isinstance(groups, Mapping) else []
     found = {_scheme(scheme) for scheme in schemes}
-    known: dict[tuple[Any, Any, Any], tuple[str, set[str]]] = {
-        ("int", 8, 8): ("int8", {"I8"}),
-        ("int", 4, None): ("int4", {"I32"}),
-        ("float", 8, 8): ("fp8", {"F8_E4M3"}),
+    known: dict[tuple[Any, Any, Any], tuple[str, frozenset[str]]] = {
+        ("int", 8, 8): ("int8", frozenset({"I8"})),
+        ("int", 4, None): ("int4", frozenset({"I32"})),
+        ("float", 8, 8): ("fp8", frozenset({"F8_E4M3"})),
     }
     formats = [known[scheme] for scheme in found if scheme in known]
     if len(found) != 1 or not formats:
