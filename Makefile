@@ -36,7 +36,10 @@ plan: setup ## plan the production inventory for given host facts (FACTS=FILE), 
 model: setup ## derive a catalogue entry from a folder of weights (FOLDER=/path NAME=name PORT=11410)
 	@PYTHONPATH=src $(VENV)/bin/python -m citadel_plan "$(FOLDER)" --name "$(NAME)" --port "$(PORT)"
 
+benchmark: setup ## how long planning takes, by number of models and hosts
+	@$(VENV)/bin/python benchmarks/plan_speed.py
+
 verify: setup ## the longer proofs, on the host of a running demo
 	@tests/verify
 
-.PHONY: help setup demo destroy lint test plan model verify
+.PHONY: help setup demo destroy lint test plan model benchmark verify
