@@ -128,9 +128,8 @@ def one_host(chosen: dict[str, Any]) -> float:
             refused = isinstance(work(), PlanError)
             taken = seconds(work) * 1000
             first = first or taken / count
-            print(
-                f"{name:>15}  {count:>5} models {taken:>9.1f} ms  per model {taken / count / first:>5.2f} x{'  (refused)' if refused else ''}"
-            )
+            ending = "  (refused)" if refused else ""
+            print(f"{name:>15}  {count:>5} models {taken:>9.1f} ms  per model {taken / count / first:>5.2f} x{ending}")
             if count == TARGET_MODELS:
                 longest = max(longest, taken)
     return longest
@@ -141,7 +140,7 @@ def hosts(chosen: dict[str, Any]) -> None:
     models, first = catalogue(4), 0.0
     for count in HOSTS:
         fleet = [planner(models, host_facts(4) | {"memory_bytes": (192 + number % 64) * GIB}, chosen) for number in range(count)]
-        taken = seconds(lambda fleet=fleet: [work() for work in fleet], rounds=3 if count < max(HOSTS) else 1)  # type: ignore[misc]
+        taken = seconds(lambda fleet=fleet: [work() for work in fleet], rounds=3)  # type: ignore[misc]
         first = first or taken / count
         print(f"{'fleet':>15}  {count:>5} hosts  {taken * 1000:>9.1f} ms  per host  {taken / count / first:>5.2f} x")
 
