@@ -53,8 +53,8 @@ MEMORY_PARTS: Final = (Part.WEIGHTS, Part.KV_CACHE, Part.RUNTIME, Part.HEADROOM)
 _TICKS: Final = 4
 """About as many labelled distances as fit a telephone."""
 
-_LETTER_SHARE: Final = 40
-"""Letters keep a fortieth of the strip between their middles, or they would overlap on a telephone; the table names all."""
+_LETTER_SHARE: Final = 25
+"""Letters keep this part of the strip between their middles, or they would overlap on a telephone; the table names all."""
 
 _LETTER_MIN_SHARE: Final = 80
 """What is smaller than this part of the strip gets no letter: nobody could tell what it points at."""
