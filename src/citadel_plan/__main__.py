@@ -14,7 +14,7 @@ from .problems import PlanError
 
 _HEADING = """\
 # For citadel_model_overrides, or citadel_models. From the files: architecture, weights_bytes and weight_format.
-# To decide: description, specialisation, and request. Its memory is what {num_seqs} sequences of {context_tokens} tokens need on a CPU;
+# To decide: description, specialisation, and request. Its memory is what {num_seqs} sequences of {context_tokens} tokens need;
 # the model itself can hold {native} tokens.
 """
 

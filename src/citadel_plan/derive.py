@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from .catalogue import CATALOGUE, merge_catalogue
-from .memory import memory_needed
+from .api import plan
 from .model_folder import Description, ModelFolderError, describe, read_config, read_tensors
-from .parse import parse_models
-from .problems import Problems
-from .storage import storage_needed
-from .units import GIB, round_up
+from .problems import PlanError
+from .units import GIB, TIB, round_up
 
 if TYPE_CHECKING:
-    from .inputs import Model
+    from .result import ServicePlan
 
-_CONTEXT_TOKENS = 8192
+_CONTEXT_TOKENS: Final = 8192
 """Proposed where the model could hold more: every token of context costs KV cache, and few requests need more."""
 
-_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+
+_LEAST_MEMORY: Final = "64MiB"
+"""A request that no model fits: the plan then grants exactly what the model needs."""
+
+_ROOMY: Final = "a host with room for it"
+_ROOMY_CORES: Final = 64
+_ROOMY_HOST: Final[dict[str, Any]] = {
+    "memory_bytes": 16 * TIB,
+    "cpus": list(range(_ROOMY_CORES)),
+    "numa_nodes": [{"id": 0, "cpus": f"0-{_ROOMY_CORES - 1}", "memory_bytes": 16 * TIB}],
+    "isa": "amx",
+    "gpus": [],
+    "storage_free_bytes": 64 * TIB,
+    "listening_ports": [],
+}
+_ROOMY_GPUS: Final = [{"id": number, "memory_bytes": 4 * TIB} for number in range(8)]
+"""For what runs on no CPU: there the request is memory of the host beside the GPUs."""
+
+_SETTINGS: Final[dict[str, Any]] = {
+    "policy": "rebalance",
+    "memory_reserve": "0GiB",
+    "storage_reserve": "0GiB",
+    "prometheus_port": 1025,
+    "ephemeral_ports": "1-1",
+    "gateway": {"name": "gateway", "port": 1024, "memory": "2GiB", "cpus": 1, "storage": "1GiB"},
+}
+"""Nothing that could be in the way: whether the model fits beside others is asked of the real inventory later."""
 
 
 def read_model_folder(folder: Path) -> tuple[Description, list[str]]:
@@ -54,8 +78,8 @@ def _has_chat_template(folder: Path) -> bool:
 def catalogue_entry(description: Description, *, name: str, port: int, modes: list[str], path: Path) -> dict[str, Any]:
     """Write an entry of the catalogue.
 
-    The requested memory is what the plan counts for ``min_num_seqs`` sequences on a CPU, and the disk what the weights
-    need, each rounded up to whole GiB.
+    The requested memory is what the plan counts for ``min_num_seqs`` sequences, and the disk what the weights need, each
+    rounded up to whole GiB.
 
     Args:
         description: The model.
@@ -79,7 +103,7 @@ def catalogue_entry(description: Description, *, name: str, port: int, modes: li
         "architecture": dict(description.architecture),
         "request": {
             "port": port,
-            "memory": "1TiB",
+            "memory": _LEAST_MEMORY,
             "cpus": 4,
             "context_tokens": context_tokens,
             "storage": "1TiB",
@@ -100,10 +124,9 @@ def catalogue_entry(description: Description, *, name: str, port: int, modes: li
             }
         ],
     }
-    model = _parsed(name, entry)
-    needed = memory_needed(model, model.variants[0], model.min_num_seqs).total_bytes
-    entry["request"]["memory"] = _gib(needed)
-    entry["request"]["storage"] = _gib(storage_needed(model.variants[0]))
+    service = _planned(name, entry)
+    entry["request"]["memory"] = _gib(service.memory_max_bytes)
+    entry["request"]["storage"] = _gib(service.storage_needed_bytes)
     return {name: entry}
 
 
@@ -111,9 +134,14 @@ def _gib(size_bytes: int) -> str:
     return f"{round_up(size_bytes, GIB) // GIB}GiB"
 
 
-def _parsed(name: str, entry: dict[str, Any]) -> Model:
-    """Read the entry as the plan will: what it refuses is refused here, in the same words."""
-    problems = Problems(CATALOGUE)
-    models = parse_models(merge_catalogue({name: entry}, None, problems), problems)
-    problems.raise_if_any()
-    return models[0]
+def _planned(name: str, entry: dict[str, Any]) -> ServicePlan:
+    """Plan the model alone on a host with room for it; what the plan refuses is refused in its own words."""
+    try:
+        result = plan({name: entry}, overrides=None, host=_ROOMY, host_facts=_ROOMY_HOST, settings=_SETTINGS)
+    except PlanError as error:
+        try:
+            result = plan({name: entry}, overrides=None, host=_ROOMY, host_facts={**_ROOMY_HOST, "gpus": _ROOMY_GPUS}, settings=_SETTINGS)
+        except PlanError:
+            raise error from None
+    (service,) = result.services
+    return service

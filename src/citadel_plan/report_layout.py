@@ -274,6 +274,8 @@ def cpu_strips(plan: Entry, host: Host) -> list[Strip]:
     strips = []
     for node in host.numa_nodes:
         cores = [core for core in host.cores if core[0] in node.cpu_ids]
+        if not cores:
+            continue
         runs = [(names, list(run)) for names, run in groupby(cores, key=owners_of)]
         where = f"NUMA node {node.id}" if len(host.numa_nodes) > 1 else plan["host"]
         strips.append(_core_strip(f"Cores of {where}: {len(cores)}", cores, runs, letters_of(plan), plan["gateway"]["name"]))

@@ -346,6 +346,15 @@ def test_the_entry_plans_as_it_is(tiny_folder: Path, tmp_path: Path, capsys: pyt
     assert "2 sequences of 8192 tokens" in text
 
 
+def test_what_runs_on_no_cpu_asks_for_memory_beside_the_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = real_model("mixtral-8x7b")
+    folder = write_folder(tmp_path / "fp8", config_of(model, quantization_config=FP8), tensors_of(model, "fp8"))
+    assert main([str(folder), "--name", "mine", "--port", "11410"]) == 0
+    entry = yaml.safe_load(capsys.readouterr().out)["mine"]
+    assert entry["variants"][0]["weight_format"] == "fp8"
+    assert int(entry["request"]["memory"].removesuffix("GiB")) * GIB < entry["variants"][0]["weights_bytes"]
+
+
 @pytest.mark.parametrize(
     ("name", "port", "sentence"),
     [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from citadel_plan.inputs import NumaNode
 from citadel_plan.parse import parse_host
 from citadel_plan.problems import Problems
 from citadel_plan.report_layout import (
@@ -79,6 +81,14 @@ def test_a_node_shows_the_models_that_are_bound_to_it() -> None:
         here = {service["name"] for service in result["services"] if service["numa_nodes"][0] == node}
         assert {segment.text.split(": ")[0] for segment in strip.segments if ": " in segment.text} == here
         assert here, "the example would show nothing"
+
+
+def test_a_node_without_cpus_has_memory_and_no_cores() -> None:
+    result, host = drawn(host_facts())
+    expander = NumaNode(id=1, cpu_ids=(), memory_bytes=64 * GIB)
+    host = replace(host, numa_nodes=(*host.numa_nodes, expander))
+    assert [strip.title for strip in node_memory(result, host)] == ["Memory of NUMA node 0: 128.0 GiB", "Memory of NUMA node 1: 64.0 GiB"]
+    assert [strip.title for strip in cpu_strips(result, host)] == ["Cores of NUMA node 0: 24"]
 
 
 def test_what_was_asked_is_marked_on_the_scale_of_the_larger() -> None:
