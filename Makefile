@@ -33,10 +33,16 @@ FACTS ?= docs/examples/host-facts.yml
 plan: setup ## plan the production inventory for given host facts (FACTS=FILE), without a connection
 	$(VENV)/bin/ansible-playbook playbooks/plan.yml --extra-vars @$(FACTS)
 
+model: setup ## derive a catalogue entry from a folder of weights (FOLDER=/path NAME=name PORT=11410)
+	@PYTHONPATH=src $(VENV)/bin/python -m citadel_plan "$(FOLDER)" --name "$(NAME)" --port "$(PORT)"
+
+benchmark: setup ## how long planning takes, by number of models and hosts
+	@$(VENV)/bin/python benchmarks/plan_speed.py
+
 verify: setup ## the longer proofs, on the host of a running demo
 	@tests/verify
 
 soak: setup ## a night of small load with deployments in between, on the host of a running demo (CITADEL_SOAK_MINUTES)
 	@tests/soak
 
-.PHONY: help setup demo destroy lint test plan verify soak
+.PHONY: help setup demo destroy lint test plan model benchmark verify soak

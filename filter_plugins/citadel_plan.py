@@ -5,6 +5,7 @@ Each filter has its documentation beside this file, in NAME.yml, where ansible-d
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,12 @@ from citadel_plan import (
     compare_memory,
     comparison_table,
     diff_plans,
+    diff_sentences,
+    list_architectures,
     list_metrics_targets,
     list_upstreams,
     plan,
+    plan_page,
     plan_table,
     variable_name_problems,
 )
@@ -77,8 +81,28 @@ def citadel_upstreams(plans: object, *, host: str) -> list[dict[str, Any]]:
 
 
 def citadel_plan_diff(deployed: object, planned: object) -> dict[str, Any]:
-    """Say what restarts; see citadel_plan_diff.yml."""
-    return diff_plans(_plain(deployed), _plain(planned))
+    """Say what restarts; see citadel_plan_diff.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence, where the text of the deployed plan is not that of a plan.
+
+    """
+    before = _plain(deployed)
+    if isinstance(before, str):
+        try:
+            before = json.loads(before or "{}")
+        except ValueError as error:
+            raise AnsibleFilterError(
+                f"The plan to compare with is not JSON ({error}): remove the file, and everything counts as new."
+            ) from error
+    if not isinstance(before, dict | None):
+        raise AnsibleFilterError("The plan to compare with is JSON and not a plan: remove the file, and everything counts as new.")
+    return diff_plans(before, _plain(planned))
+
+
+def citadel_plan_diff_sentences(difference: object) -> list[str]:
+    """Write a diff for a person; see citadel_plan_diff_sentences.yml."""
+    return diff_sentences(_plain(difference))
 
 
 def citadel_plan_table(planned: object) -> str:
@@ -89,6 +113,32 @@ def citadel_plan_table(planned: object) -> str:
 def citadel_plan_comparison(planned: object, measured: object) -> str:
     """Set predicted beside measured memory; see citadel_plan_comparison.yml."""
     return comparison_table(compare_memory(_plain(planned), _plain(measured)))
+
+
+def citadel_plan_page(planned: object, *, host_facts: object) -> str:
+    """Draw a plan as a page of HTML; see citadel_plan_page.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence for everything that is wrong with the facts.
+
+    """
+    try:
+        return plan_page(_plain(planned), _plain(host_facts))
+    except PlanError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def citadel_architectures(models: object, *, overrides: object = None) -> dict[str, dict[str, Any]]:
+    """List the figures of each model; see citadel_architectures.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence for everything that is wrong in the catalogue.
+
+    """
+    try:
+        return list_architectures(_plain(models), overrides=_plain(overrides))
+    except PlanError as error:
+        raise AnsibleFilterError(str(error)) from error
 
 
 def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
@@ -107,10 +157,13 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Name the filters."""
         return {
+            "citadel_architectures": citadel_architectures,
             "citadel_metrics_targets": citadel_metrics_targets,
             "citadel_plan": citadel_plan,
             "citadel_plan_comparison": citadel_plan_comparison,
             "citadel_plan_diff": citadel_plan_diff,
+            "citadel_plan_diff_sentences": citadel_plan_diff_sentences,
+            "citadel_plan_page": citadel_plan_page,
             "citadel_plan_table": citadel_plan_table,
             "citadel_upstreams": citadel_upstreams,
             "citadel_variable_name_problems": citadel_variable_name_problems,

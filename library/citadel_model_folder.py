@@ -7,13 +7,21 @@ DOCUMENTATION = r"""
 module: citadel_model_folder
 short_description: Reads a folder of model weights
 description:
-  - Says whether a folder holds a model that vLLM can load, how many bytes its tensors take, and a fingerprint of its files.
-  - Only the headers of the weight files are read, never the weights.
+  - Says whether a folder holds a model that vLLM can load, how it differs from what the plan counted with, and a fingerprint of its files.
+  - Only config.json and the headers of the weight files are read, never the weights.
+  - How a folder is read is written once, in src/citadel_plan/model_folder.py, from which the catalogue's entries are derived too.
 options:
   path:
     description: The folder.
     type: path
     required: true
+  expected_weights_bytes:
+    description: Bytes of all tensors that the plan counted with; left out, they are not compared.
+    type: int
+  expected_architecture:
+    description: The model's figures that the plan counted with, as in the catalogue; only keys that are given are compared.
+    type: dict
+    default: {}
 attributes:
   check_mode:
     support: full
@@ -24,6 +32,8 @@ EXAMPLES = r"""
 - name: Read the folder
   citadel_model_folder:
     path: /opt/models/hermes-2
+    expected_weights_bytes: 14483496960
+    expected_architecture: {class: MistralForCausalLM, layers: 32}
 """
 
 RETURN = r"""
@@ -39,6 +49,12 @@ weights_bytes:
   description: Bytes of all tensors, from the headers of the safetensors files.
   returned: always
   type: int
+mismatches:
+  description: What differs from what was expected, each with both figures; empty where there is a defect.
+  returned: always
+  type: list
+  elements: str
+  sample: [layers is 31 in the files and 32 in the catalogue]
 fingerprint:
   description: Changes with the name, size or content (small files), or size and modification time (weights), of any file.
   returned: always
@@ -50,60 +66,43 @@ origin:
 """
 
 import hashlib
-import json
-import struct
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.citadel_model_folder import (
+    ModelFolderError,
+    UnknownArchitectureError,
+    describe,
+    mismatches,
+    read_config,
+    read_tensors,
+    weights_bytes,
+)
 
 RECORD = ".citadel-origin"
 SMALL_FILE_BYTES = 32 << 20
 
 
-def tensor_bytes(path):
-    """Bytes of the tensors in a safetensors file. Format: 8 bytes little-endian header size, JSON header, data
-    (https://huggingface.co/docs/safetensors#format). Raises ValueError where the file is shorter than its header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise ValueError(f"{path.name} is cut off: {size} bytes")
-        (header_bytes,) = struct.unpack("<Q", prefix)
-        if header_bytes > size:
-            raise ValueError(f"{path.name} is not a safetensors file")
-        header = json.loads(file.read(header_bytes))
-    ends = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-    end = max((offsets[1] for offsets in ends), default=0)
-    if size < 8 + header_bytes + end:
-        raise ValueError(f"{path.name} is cut off: {size} bytes of {8 + header_bytes + end}")
-    return sum(offsets[1] - offsets[0] for offsets in ends)
-
-
-def config_defect(folder):
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        return "has no config.json"
-    except ValueError as error:
-        return f"has a config.json that is not JSON ({error})"
-    return "" if isinstance(config, dict) and config.get("architectures") else "has a config.json without 'architectures'"
-
-
 def read(folder):
-    """(defect, weights_bytes) of a model folder."""
-    if defect := config_defect(folder):
-        return defect, 0
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        return "has no weights (*.safetensors)", 0
+    """(defect, figures) of a model folder: the keys of a catalogue entry's architecture, and weights_bytes."""
     try:
-        index = folder / "model.safetensors.index.json"
-        named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
-        if missing := sorted(named - {path.name for path in weights}):
-            return f"lacks {', '.join(missing)}, which its index names", 0
-        return "", sum(tensor_bytes(path) for path in weights)
-    except (ValueError, KeyError) as error:
-        return f"has damaged weights: {error}", 0
+        config = read_config(folder)
+        tensors = read_tensors(folder)
+        try:
+            architecture = describe(config, tensors).architecture
+        except UnknownArchitectureError:
+            # vLLM may well serve it, and its operator has counted: what is left to compare is the class and the bytes.
+            architecture = {"class": config["architectures"][0]}
+    except ModelFolderError as error:
+        return str(error), {"weights_bytes": 0}
+    return "", {**architecture, "weights_bytes": weights_bytes(tensors)}
+
+
+def expected(params):
+    figures = dict(params["expected_architecture"])
+    if params["expected_weights_bytes"] is not None:
+        figures["weights_bytes"] = params["expected_weights_bytes"]
+    return figures
 
 
 def fingerprint(folder):
@@ -118,17 +117,25 @@ def fingerprint(folder):
 
 
 def main():
-    module = AnsibleModule(argument_spec={"path": {"type": "path", "required": True}}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "expected_weights_bytes": {"type": "int"},
+            "expected_architecture": {"type": "dict", "default": {}},
+        },
+        supports_check_mode=True,
+    )
     folder = Path(module.params["path"])
     if not folder.is_dir():
-        module.exit_json(changed=False, exists=False, defect="does not exist", weights_bytes=0, fingerprint="", origin="")
-    defect, weights_bytes = read(folder)
+        module.exit_json(changed=False, exists=False, defect="does not exist", weights_bytes=0, mismatches=[], fingerprint="", origin="")
+    defect, figures = read(folder)
     record = folder / RECORD
     module.exit_json(
         changed=False,
         exists=True,
         defect=defect,
-        weights_bytes=weights_bytes,
+        weights_bytes=figures["weights_bytes"],
+        mismatches=[] if defect else mismatches(figures, expected(module.params)),
         fingerprint=fingerprint(folder),
         origin=record.read_text().strip() if record.exists() else "",
     )

@@ -6,10 +6,12 @@ Pure and typed, without Ansible: ``filter_plugins/citadel_plan.py`` is the adapt
 from __future__ import annotations
 
 from .api import plan
+from .architectures import list_architectures
 from .compare import compare_memory, comparison_table
-from .diff import diff_plans
+from .diff import diff_plans, diff_sentences
 from .problems import PlanError
 from .report import plan_table
+from .report_html import plan_page
 from .result import Plan
 from .targets import list_metrics_targets
 from .upstreams import list_upstreams
@@ -21,9 +23,12 @@ __all__ = [
     "compare_memory",
     "comparison_table",
     "diff_plans",
+    "diff_sentences",
+    "list_architectures",
     "list_metrics_targets",
     "list_upstreams",
     "plan",
+    "plan_page",
     "plan_table",
     "variable_name_problems",
 ]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from .prose import wrap
+from .report_layout import usable_memory
 from .units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_HEADINGS = ("service", "variant", "asked", "granted", "weights", "KV", "runtime", "room", "seqs", "context", "port")
-_TEXT_COLUMNS = frozenset({"service", "variant", "cpus"})
+_HEADINGS: Final = {
+    "cpu": ("service", "variant", "asked", "granted", "weights", "KV", "runtime", "room", "seqs", "context", "port", "cpus"),
+    "cuda": ("service", "variant", "asked", "granted", "weights", "KV", "seqs", "context", "port", "cpus", "GPUs"),
+}
+_TEXT_COLUMNS: Final = frozenset({"service", "variant", "cpus", "GPUs"})
+_GROUP_STARTS: Final = frozenset({"variant", "asked", "seqs", "port", "cpus", "GPUs"})
+"""Columns with a wider gap before them."""
+"""Columns with a wider gap behind them."""
 
 
 def plan_table(plan: Mapping[str, Any]) -> str:
@@ -23,21 +31,20 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         Lines of text without trailing spaces: a heading, a row per service, the gateway, totals, warnings.
 
     """
-    on_gpus = plan["device"] == "cuda"
-    headings = [*_HEADINGS, "cpus", *(["GPUs"] if on_gpus else [])]
-    rows = [_service_row(service, on_gpus) for service in plan["services"]]
-    rows.append(_gateway_row(plan["gateway"], on_gpus))
+    headings = _HEADINGS[plan["device"]]
+    entries = [*(_service_cells(service) for service in plan["services"]), _gateway_cells(plan["gateway"])]
+    rows = [[cells.get(heading, "") for heading in headings] for cells in entries]
     totals = plan["totals"]
-    machine = plan["device"] if plan["device"] == "cuda" else f"cpu, {plan['isa']}"
-    usable = totals["memory_capacity_bytes"] - totals["memory_reserved_bytes"]
+    machine = f"cpu, {plan['isa']}" if plan["device"] == "cpu" else plan["device"]
+    where = "memory in GiB" if plan["device"] == "cpu" else "memory in GiB, weights and KV on the GPUs"
     lines = [
-        f"{plan['host']} ({machine}, policy {plan['policy']}); memory in GiB",
+        f"{plan['host']} ({machine}, policy {plan['policy']}); {where}",
         *_aligned(headings, rows),
-        f"memory: {_number(totals['memory_max_bytes'])} of {_number(usable)} granted"
-        f" ({_number(totals['memory_capacity_bytes'])} less a reserve of {_number(totals['memory_reserved_bytes'])});"
-        f" cores: {totals['cpus_requested']} requested, {totals['cpus_available']} there;"
-        f" disk: {_number(totals['storage_needed_bytes'])} needed",
-        *(f"warning: {warning}" for warning in plan["warnings"]),
+        f"memory: {_number(totals['memory_max_bytes'])} of {_number(usable_memory(plan))} granted"
+        f" ({_number(totals['memory_capacity_bytes'])} less a reserve of {_number(totals['memory_reserved_bytes'])})",
+        f"cores: {totals['cpus_requested']} requested, {totals['cpus_available']} there;"
+        f" disk: {_number(totals['storage_needed_bytes'])} needed, {_number(totals['storage_requested_bytes'])} allocated",
+        *(line for warning in plan["warnings"] for line in wrap(f"warning: {warning}")),
     ]
     return "\n".join(lines)
 
@@ -47,46 +54,49 @@ def _number(size_bytes: int) -> str:
 
 
 def _cpus(entry: Mapping[str, Any]) -> str:
-    # Without a space: Ansible's output folds long lines at single spaces.
-    return str(entry["cpu_set"]) if entry["cpus_exclusive"] else f"shared:{entry['cpu_set']}"
+    return str(entry["cpu_set"]) if entry["cpus_exclusive"] else f"{entry['cpu_set']} shared"
 
 
-def _service_row(service: Mapping[str, Any], on_gpus: bool) -> list[str]:
-    device_memory = service["gpu"] if on_gpus else service
-    row = [
-        service["name"],
-        service["variant"],
-        _number(service["memory_requested_bytes"]),
-        _number(service["memory_max_bytes"]),
-        _number(device_memory["weights_bytes"]),
-        _number(device_memory["kv_cache_bytes"]),
-        _number(service["runtime_bytes"]),
-        _number(service["headroom_bytes"]),
-        str(service["max_num_seqs"]),
-        str(service["context_tokens"]),
-        str(service["api_port"]),
-        _cpus(service),
-    ]
-    if on_gpus:
-        ids = ",".join(str(gpu_id) for gpu_id in service["gpu_ids"])
-        row.append(f"{ids} at {service['gpu_memory_utilization']:.3f}")
-    return row
+def _service_cells(service: Mapping[str, Any]) -> dict[str, str]:
+    device_memory = service["gpu"] or service
+    cells = {
+        "service": service["name"],
+        "variant": service["variant"],
+        "asked": _number(service["memory_requested_bytes"]),
+        "granted": _number(service["memory_max_bytes"]),
+        "weights": _number(device_memory["weights_bytes"]),
+        "KV": _number(device_memory["kv_cache_bytes"]),
+        "runtime": _number(service["runtime_bytes"]),
+        "room": _number(service["headroom_bytes"]),
+        "seqs": str(service["max_num_seqs"]),
+        "context": str(service["context_tokens"]),
+        "port": str(service["api_port"]),
+        "cpus": _cpus(service),
+    }
+    if service["gpu_ids"]:
+        cells["GPUs"] = f"{','.join(map(str, service['gpu_ids']))} at {service['gpu_memory_utilization']:.3f}"
+    return cells
 
 
-def _gateway_row(gateway: Mapping[str, Any], on_gpus: bool) -> list[str]:
-    workers = f"{gateway['workers']} worker{'' if gateway['workers'] == 1 else 's'}"
-    asked, granted = _number(gateway["memory_requested_bytes"]), _number(gateway["memory_max_bytes"])
-    row = [gateway["name"], workers, asked, granted, *[""] * 6, str(gateway["port"]), _cpus(gateway)]
-    return [*row, ""] if on_gpus else row
+def _gateway_cells(gateway: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        # Its name is the longest of all and never differs between the rows: the word says more in less room.
+        "service": "gateway",
+        "asked": _number(gateway["memory_requested_bytes"]),
+        "granted": _number(gateway["memory_max_bytes"]),
+        "seqs": str(gateway["workers"]),
+        "context": "worker" if gateway["workers"] == 1 else "workers",
+        "port": str(gateway["port"]),
+        "cpus": _cpus(gateway),
+    }
 
 
 def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [headings, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    return [
-        "  ".join(
-            cell.ljust(width) if heading in _TEXT_COLUMNS else cell.rjust(width)
-            for cell, width, heading in zip(line, widths, headings, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
+    return ["".join(_cell(*place) for place in zip(line, widths, headings, strict=True)).strip() for line in lines]
+
+
+def _cell(text: str, width: int, heading: str) -> str:
+    aligned = text.ljust(width) if heading in _TEXT_COLUMNS else text.rjust(width)
+    return ("  " if heading in _GROUP_STARTS else " ") + aligned

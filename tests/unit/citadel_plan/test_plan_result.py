@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from citadel_plan import diff_plans, list_metrics_targets, list_upstreams, plan, plan_table
+from citadel_plan import list_metrics_targets, list_upstreams, plan
 from unit.plan_examples import GIB, HOST, MIB, host_facts, problems_of, production_models, production_plan, settings, tiny_overrides
 
 # docs and other tools read these: a key that goes or changes its meaning is a new schema_version.
@@ -231,107 +231,3 @@ def test_metrics_are_scraped_where_the_specification_says() -> None:
         ("openchat-3.5", "192.168.10.29", 11403),
         ("phi-3-mini", "192.168.10.29", 11404),
     ]
-
-
-NAMES = ["mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "unified-api-gateway"]
-
-
-def request(name: str, **changes: object) -> dict[str, Any]:
-    return {"overrides": {name: {"request": changes}}}
-
-
-@pytest.mark.parametrize(
-    ("change", "restart", "live"),
-    [
-        ({}, [], []),
-        (request("hermes-2", cpu_quota_percent=150), [], ["hermes-2"]),
-        (request("hermes-2", cpu_weight=77), [], ["hermes-2"]),
-        (request("hermes-2", io_weight=77), [], ["hermes-2"]),
-        (request("hermes-2", tasks_max=777), [], ["hermes-2"]),
-        (request("phi-3-mini", memory="6GiB"), ["phi-3-mini"], []),  # from an fp8 cache to int4 with a full one
-        (request("hermes-2", memory="15400MiB"), [], ["hermes-2"]),  # the fifth sequence is the last either way: the cache keeps its size
-        (request("hermes-2", memory="14GiB"), ["hermes-2"], []),  # a smaller cache
-        (request("hermes-2", context_tokens=4096), ["hermes-2"], []),
-        (request("hermes-2", cpus=3), ["hermes-2", "openchat-3.5", "phi-3-mini", "unified-api-gateway"], []),  # sets behind it move up
-        ({"overrides": {"hermes-2": {"pin": {"variant": "int4"}}}}, ["hermes-2"], []),
-        ({"overrides": {"hermes-2": {"engine": {"extra_arguments": ["--seed=1"]}}}}, ["hermes-2"], []),
-        (
-            {"overrides": {"hermes-2": {"variants": [{"name": "int8", "source": {"path": "/srv/citadel/models/newer"}}]}}},
-            ["hermes-2"],
-            [],
-        ),
-        (request("phi-3-mini", port=11500), ["phi-3-mini"], []),
-        ({"overrides": {"hermes-2": {"description": "Another text"}}}, [], []),
-        ({"gateway": {"workers": 2}}, ["unified-api-gateway"], []),
-        ({"gateway": {"memory": "2100MiB"}}, [], ["unified-api-gateway"]),
-        ({"gateway": {"cpu_quota_percent": 99}}, [], ["unified-api-gateway"]),
-        ({"prometheus_port": 9091}, [], []),
-    ],
-)
-def test_a_change_costs_exactly_what_it_concerns(change: dict[str, Any], restart: list[str], live: list[str]) -> None:
-    # 200 G: no service has to give to another, so that a change stays where it is made.
-    facts = host_facts(memory_gib=200)
-    cost = diff_plans(as_dict(facts=facts), as_dict(facts=facts, **change))
-    assert [each["service"] for each in cost["restart"]] == sorted(restart, key=NAMES.index)
-    assert [each["service"] for each in cost["live"]] == live
-    assert sorted([*restart, *live, *cost["unchanged"]]) == sorted(NAMES)
-    assert cost["remove"] == []
-
-
-def test_a_change_is_told_with_both_figures() -> None:
-    cost = diff_plans(as_dict(), as_dict(overrides={"hermes-2": {"request": {"context_tokens": 4096, "cpu_weight": 5}}}))
-    assert cost["restart"] == [
-        {
-            "service": "hermes-2",
-            "reasons": [
-                "context_tokens: 8192 -> 4096",
-                "max_num_seqs: 5 -> 10",
-                f"kv_cache_bytes: {(5 * 64 + 1) * 16 * MIB} -> {(10 * 33 + 1) * 16 * MIB}",
-                "cpu_weight: 400 -> 5",
-            ],
-        }
-    ]
-
-
-def test_a_cpu_set_that_moves_restarts_with_cards_too() -> None:
-    facts = host_facts(memory_gib=256, gpus_gib=(141,))
-    cost = diff_plans(as_dict(facts=facts), as_dict(facts=facts, overrides={"phi-3-mini": {"request": {"cpus": 3, "cpu_weight": 200}}}))
-    assert [(each["service"], each["reasons"][0]) for each in cost["restart"]] == [
-        ("phi-3-mini", "cpu_set: 16-17 -> 16-18"),
-        ("unified-api-gateway", "cpu_set: 18-21 -> 19-22"),
-    ]
-
-
-@pytest.mark.parametrize("nothing", [None, {}])
-def test_on_a_new_host_everything_starts(nothing: dict[str, Any] | None) -> None:
-    cost = diff_plans(nothing, as_dict())
-    assert [each["service"] for each in cost["restart"]] == NAMES
-    assert cost["restart"][0]["reasons"] == ["is not deployed yet"]
-
-
-def test_a_service_that_goes_and_a_device_that_changes() -> None:
-    assert diff_plans(as_dict(), as_dict(overrides={"hermes-2": {"enabled": False}}))["remove"] == ["hermes-2"]
-    cost = diff_plans(as_dict(facts=host_facts(memory_gib=256)), as_dict(facts=host_facts(memory_gib=256, gpus_gib=(141,))))
-    assert [each["reasons"][0] for each in cost["restart"]] == ["device: cpu -> cuda"] * 4
-    assert cost["unchanged"] == ["unified-api-gateway"]
-
-
-def test_the_table_of_the_specification() -> None:
-    assert plan_table(as_dict(facts=host_facts(memory_gib=125.6))).splitlines()[:8] == [
-        "hx-llm-server-01 (cpu, amx, policy rebalance); memory in GiB",
-        "service              variant    asked  granted  weights    KV  runtime  room  seqs  context   port  cpus",
-        "mixtral-8x7b         int8        90.0     89.5     43.8  36.0      2.2   7.5     9    32768  11400  0-7",
-        "hermes-2             int8        15.0     15.0      7.0   5.0      2.0   1.0     5     8192  11401  8-11",
-        "openchat-3.5         int4         8.0      8.0      3.9   1.6      2.0   0.6     3     4096  11402  12-15",
-        "phi-3-mini           int4-kv8     4.0      5.1      2.1   0.8      1.9   0.2     2     2048  11403  16-17",
-        "unified-api-gateway  3 workers    2.0      2.0                                                8000  18-21",
-        "memory: 119.6 of 119.6 granted (125.6 less a reserve of 6.0); cores: 22 requested, 24 there; disk: 57.0 needed",
-    ]
-
-
-def test_the_table_says_which_cores_are_shared_and_which_cards_are_used() -> None:
-    shared = plan_table(as_dict(facts=host_facts(cores=2)))
-    assert shared.splitlines()[2].endswith("shared:0-1")
-    cards = plan_table(as_dict(facts=host_facts(memory_gib=256, gpus_gib=(141,))))
-    assert cards.splitlines()[2].endswith("0 at 0.539")
-    assert all(line == line.rstrip() for line in (shared + cards).splitlines())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from citadel_plan import diff_plans, list_metrics_targets, list_upstreams, plan_table
+from citadel_plan import diff_plans, diff_sentences, list_metrics_targets, list_upstreams, plan_page, plan_table
 from unit.plan_examples import HOST, PROJECT, host_facts, production_plan
 
 PLAY = """
@@ -29,7 +29,10 @@ PLAY = """
       upstreams: "{{ everybody | citadel_upstreams(host=inventory_hostname) }}"
       targets: "{{ everybody | citadel_metrics_targets }}"
       unchanged: "{{ planned | citadel_plan_diff(planned) }}"
-      fresh: "{{ {} | citadel_plan_diff(planned) }}"
+      from_text: "{{ planned | to_json | citadel_plan_diff(planned) }}"
+      fresh: "{{ '' | citadel_plan_diff(planned) }}"
+      sentences: "{{ {} | citadel_plan_diff(planned) | citadel_plan_diff_sentences }}"
+      page: "{{ planned | citadel_plan_page(host_facts=citadel_host_facts) }}"
   tasks:
     - name: Plan
       ansible.builtin.set_fact:
@@ -65,7 +68,10 @@ def test_the_committed_inventory_gives_the_same_plan_through_ansible(tmp_path: P
     assert results["upstreams"] == list_upstreams(everybody, host=HOST)
     assert results["targets"] == list_metrics_targets(everybody)
     assert results["unchanged"] == diff_plans(expected, expected)
-    assert len(results["fresh"]["restart"]) == 5
+    assert results["from_text"] == results["unchanged"]
+    assert results["fresh"] == diff_plans(None, expected)
+    assert results["sentences"] == diff_sentences(diff_plans({}, expected))
+    assert results["page"] == plan_page(expected, host_facts())
 
 
 def test_a_refusal_reaches_the_operator_as_sentences(tmp_path: Path) -> None:
@@ -81,11 +87,9 @@ def test_a_refusal_reaches_the_operator_as_sentences(tmp_path: Path) -> None:
     assert not (tmp_path / "results.json").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["citadel_plan", "citadel_plan_diff", "citadel_plan_table", "citadel_upstreams", "citadel_metrics_targets"]
-)
-def test_each_filter_is_documented_beside_the_code(name: str) -> None:
-    documentation = yaml.safe_load((PROJECT / "filter_plugins" / f"{name}.yml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("path", sorted((PROJECT / "filter_plugins").glob("*.yml")), ids=lambda path: path.stem)
+def test_each_filter_is_documented_beside_the_code(path: Path) -> None:
+    name, documentation = path.stem, yaml.safe_load(path.read_text(encoding="utf-8"))
     assert documentation["DOCUMENTATION"]["name"] == name
     assert documentation["EXAMPLES"]
     assert documentation["RETURN"]["_value"]["type"] in {"dict", "list", "str"}

@@ -1,0 +1,1 @@
+../src/citadel_plan/model_folder.py
