@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .problems import Kind
 from .units import MIB, gib
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def check_storage(storage: Storage, largest: Sequence[tuple[str, int]], problems
         problems.add(
             f"The weights need {gib(storage.needed_bytes)} ({parts}) but {gib(usable)} of disk are usable"
             f" ({gib(storage.free_bytes)} free, {gib(storage.reserved_bytes)} kept by"
-            f" citadel_plan_settings.storage_reserve): free {gib(storage.needed_bytes - usable)}, or set"
-            " enabled: false on a model."
+            f" citadel_plan_settings.storage_reserve), {gib(storage.needed_bytes - usable)} too little: free them, or set"
+            " enabled: false on a model.",
+            kind=Kind.SIZE,
         )
     if storage.requested_bytes > storage.free_bytes:
         return [
