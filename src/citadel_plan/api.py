@@ -127,8 +127,8 @@ class _Planner:
         dealer = prepare_cpus(self.models, self.settings.gateway, self.host, self.settings.memory_reserve_bytes, self.problems)
         sized = self._size(dealer)
         cpus = None if dealer is None or sized is None else self._cpus(dealer, sized)
+        self._check_storage(sized)
         if sized is not None:
-            self._check_storage(sized)
             self._compare_with_formula(sized)
         workers = gateway_workers(
             self.settings.gateway,
@@ -297,18 +297,25 @@ class _Planner:
         self.warnings.extend(cpus.warnings)
         return cpus
 
-    def _storage(self, sized: Sequence[_Sized]) -> Storage:
-        requested = sum(entry.model.request.storage_bytes for entry in sized)
+    def _storage(self, needed_bytes: int) -> Storage:
+        requested = sum(model.request.storage_bytes for model in self.models)
         return Storage(
             requested_bytes=requested + self.settings.gateway.storage_bytes,
-            needed_bytes=sum(storage_needed(entry.variant) for entry in sized),
+            needed_bytes=needed_bytes,
             free_bytes=self.host.storage_free_bytes,
             reserved_bytes=self.settings.storage_reserve_bytes,
         )
 
-    def _check_storage(self, sized: Sequence[_Sized]) -> None:
-        parts = [(entry.model.name, storage_needed(entry.variant)) for entry in sized]
-        self.warnings.extend(check_storage(self._storage(sized), parts, self.problems))
+    def _check_storage(self, sized: Sequence[_Sized] | None) -> None:
+        """Compare what was chosen with the disk, or where nothing could be chosen, the least that could have been."""
+        if sized is None:
+            parts = [
+                (outlook.model.name, min(storage_needed(candidate.variant) for candidate in outlook.candidates))
+                for outlook in self.outlooks
+            ]
+        else:
+            parts = [(entry.model.name, storage_needed(entry.variant)) for entry in sized]
+        self.warnings.extend(check_storage(self._storage(sum(size for _, size in parts)), parts, self.problems))
 
     def _compare_with_formula(self, sized: Sequence[_Sized]) -> None:
         """Warn of a catalogue whose bytes and parameters contradict each other."""
@@ -326,7 +333,7 @@ class _Planner:
         services = tuple(self._service(entry, cpus.services[entry.model.name]) for entry in sized)
         gateway = self._gateway(cpus.gateway, workers)
         memory_max = sum(service.memory_max_bytes for service in services) + gateway.memory_max_bytes
-        storage = self._storage(sized)
+        storage = self._storage(sum(storage_needed(entry.variant) for entry in sized))
         settings, host = self.settings, self.host
         return Plan(
             schema_version=SCHEMA_VERSION,

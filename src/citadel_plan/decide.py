@@ -161,14 +161,13 @@ class _Decision:
         self.granted = {name: max(self.asked[name], self.needed[name]) for name in self.asked}
 
     def grants(self) -> Grants | None:
-        sound = self._requests_fit()
-        for model in self.short:
-            if model.name in self.fixed:
-                self.problems.add(self._shortfall(model), kind=Kind.SIZE)
-                sound = False
-        sound = sound and self._rebalancing_fits()
-        homes = self._homes() if sound else None
-        if not sound or (self.walls is not None and homes is None):
+        fits = self._requests_fit()
+        refused = [model for model in self.short if model.name in self.fixed]
+        for model in refused:
+            self.problems.add(self._shortfall(model), kind=Kind.SIZE)
+        fits = fits and self._rebalancing_fits()
+        homes = self._homes() if fits else None
+        if refused or not fits or (self.walls is not None and homes is None):
             return None
         self._cut_to_nodes(homes)
         self._cut_to_host()
@@ -293,11 +292,11 @@ class _Decision:
 
     def _cut_to_host(self) -> None:
         before = dict(self.granted)
+        whom = "to others" if sum(self.asked.values()) <= self.budget.services_bytes else "back, as the host does not have them"
         self._take(sum(before.values()) - self.budget.services_bytes, list(before))
         for model in self.models:
             part = before[model.name] - self.granted[model.name]
             if part:
-                whom = "to others" if self.lacking else "back, which the host does not have"
                 self.warnings.append(f"{model.name}: gives {gib(part)} of its {gib(before[model.name])} {whom}")
 
     def _say_what_was_granted(self) -> None:

@@ -1,7 +1,8 @@
 """Which service runs on which GPUs.
 
 GPUs are bins. A service takes one of them where one is large enough, else the fewest equal ones that can share it
-(tensor parallel). Services are packed first-fit by decreasing size; where that leaves somebody out, all ways are tried.
+(tensor parallel), or more of them where the services cannot be placed otherwise. Services are packed first-fit by
+decreasing size; where that leaves somebody out, all ways are tried.
 Where the best variants of all do not fit together, quality goes down evenly, the service whose variant is nearest to
 the best first, the largest saving first; what then is left over lifts services again.
 """
@@ -94,7 +95,7 @@ def plan_gpus(
             problems.add(_too_large(model, variants[model.name], host), kind=Kind.SIZE)
     if not all(ladders.values()):
         return None
-    found = _choose(models, ladders, host)
+    found = _choose(models, ladders, host, widest=False) or _choose(models, ladders, host, widest=True)
     if found is not None:
         return _grow(models, *found, host)
     smallest = {model.name: ladders[model.name][-1].variant for model in models}
@@ -148,16 +149,17 @@ def _too_large(model: Model, variants: Sequence[Variant], host: Host) -> str:
 
 
 def _choose(
-    models: Sequence[Model], ladders: Mapping[str, Sequence[_Step]], host: Host
+    models: Sequence[Model], ladders: Mapping[str, Sequence[_Step]], host: Host, *, widest: bool
 ) -> tuple[dict[str, Variant], dict[str, _Placed]] | None:
     """Choose a step of each ladder so that all services fit together, or None where not even the lowest do.
 
-    First down, evenly; then each service up again as far as the rest allows, the one furthest down first.
+    First down, evenly; then each service up again as far as the rest allows, the one furthest down first. ``widest``
+    lets services spread over more GPUs than they need.
     """
     levels = {model.name: 0 for model in models}
 
     def pack(tried: Mapping[str, int]) -> dict[str, _Placed] | None:
-        return _pack([ladders[model.name][tried[model.name]].job for model in models], host)
+        return _pack([ladders[model.name][tried[model.name]].job for model in models], host, widest=widest)
 
     def step_key(model: Model) -> tuple[int, int, int]:
         here, below = (ladders[model.name][levels[model.name] + step] for step in (0, 1))
@@ -263,6 +265,11 @@ class _Job:
     size: int
     """Bytes on each GPU of the first option."""
 
+    @property
+    def fewest(self) -> tuple[_Option, ...]:
+        """Give the options with the fewest GPUs."""
+        return tuple(option for option in self.options if option.workers == self.options[0].workers)
+
 
 def _job(model: Model, variant: Variant, host: Host) -> _Job | None:
     """Look up on how many empty GPUs of which size a variant fits, or None where on none."""
@@ -282,13 +289,13 @@ def _job(model: Model, variant: Variant, host: Host) -> _Job | None:
     return _Job(model=model, options=tuple(options), size=sum(_parts(model, variant, model.min_num_seqs, options[0].workers)))
 
 
-def _pack(jobs: Sequence[_Job], host: Host) -> dict[str, _Placed] | None:
+def _pack(jobs: Sequence[_Job], host: Host, *, widest: bool) -> dict[str, _Placed] | None:
     """Place all services, or None where there is no way (or none was found in time)."""
     ordered = sorted(
         jobs,
         key=lambda job: (job.model.pin.gpu_ids is None, -job.options[0].workers, -job.size, job.model.request.port, job.model.name),
     )
-    return _first_fit(ordered, host) or _Search(ordered, host).run()
+    return _first_fit(ordered, host) or _Search(ordered, host, widest=widest).run()
 
 
 def _first_fit(jobs: Sequence[_Job], host: Host) -> dict[str, _Placed] | None:
@@ -296,8 +303,7 @@ def _first_fit(jobs: Sequence[_Job], host: Host) -> dict[str, _Placed] | None:
     used = {gpu.id: 0 for gpu in host.gpus}
     placed: dict[str, _Placed] = {}
     for job in jobs:
-        fewest = [option for option in job.options if option.workers == job.options[0].workers]
-        spot = next(_spots(fewest, used), None)
+        spot = next(_spots(job.fewest, used), None)
         if spot is None:
             return None
         placed[job.model.name] = spot
@@ -321,14 +327,15 @@ def _spots(options: Sequence[_Option], used: Mapping[int, int]) -> Iterator[_Pla
 class _Search:
     """Depth first over states that have not failed before."""
 
-    def __init__(self, jobs: Sequence[_Job], host: Host) -> None:
+    def __init__(self, jobs: Sequence[_Job], host: Host, *, widest: bool) -> None:
         self.jobs = jobs
+        self.options = [job.options if widest else job.fewest for job in jobs]
         self.sizes = {gpu.id: gpu.memory_bytes for gpu in host.gpus}
         self.used = {gpu.id: 0 for gpu in host.gpus}
         self.placed: dict[str, _Placed] = {}
         self.failed: set[tuple[int, tuple[int, ...]]] = set()
         # The least that the services from each step on take: where less is left on all GPUs, no way leads on.
-        least = [min(option.weight(self.sizes) for option in job.options) for job in jobs]
+        least = [min(option.weight(self.sizes) for option in options) for options in self.options]
         self.remaining = [sum(least[step:]) for step in range(len(jobs) + 1)]
 
     def run(self) -> dict[str, _Placed] | None:
@@ -341,11 +348,10 @@ class _Search:
         state = (step, tuple(self.used.values()))
         if self.remaining[step] > left or state in self.failed or len(self.failed) >= MAX_STATES:
             return False
-        job = self.jobs[step]
-        for spot in _spots(job.options, self.used):
+        for spot in _spots(self.options[step], self.used):
             for gpu_id in spot.gpu_ids:
                 self.used[gpu_id] += spot.thousandths
-            self.placed[job.model.name] = spot
+            self.placed[self.jobs[step].model.name] = spot
             if self._place(step + 1):
                 return True
             for gpu_id in spot.gpu_ids:

@@ -466,7 +466,7 @@ def _parse_numa_nodes(parent: Reader, cpu_ids: tuple[int, ...], memory_bytes: in
     if stray and sound:
         problems.add(f"{HOST_FACTS}.numa_nodes has no node for CPU {stray[0]} of {HOST_FACTS}.cpus: list every CPU in one node.")
     together = sum(node.memory_bytes for node in nodes)
-    if sound and parent.has("memory_bytes") and together > memory_bytes * (100 + _MEMORY_TOLERANCE_PERCENT) // 100:
+    if not problems and together > memory_bytes * (100 + _MEMORY_TOLERANCE_PERCENT) // 100:
         problems.add(
             f"{HOST_FACTS}.numa_nodes have {gib(together)} together, which is more than {HOST_FACTS}.memory_bytes ({gib(memory_bytes)}):"
             " take all of them from the same host."

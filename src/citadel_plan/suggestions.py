@@ -27,7 +27,10 @@ MAX_TRIALS: Final = 150
 
 MEMORY_STEP_BYTES: Final = 256 * MIB
 CONTEXT_STEP_TOKENS: Final = 256
-MIN_CONTEXT_TOKENS: Final = 512
+MIN_CONTEXT_TOKENS: Final = 1024
+"""A context below that is suggested to nobody."""
+
+_EVEN_STEPS: Final = 16
 
 _MAX_REPAIRS: Final = 8
 
@@ -157,23 +160,41 @@ class _Suggester:
         return moves
 
     def _finish(self, title: str, moves: list[_Move]) -> Suggestion | None:
-        """Make each change as mild as the others let it be."""
-        chosen = [move.changes for move in moves]
-        for place, move in enumerate(moves):
-            others = [*chosen[:place], *chosen[place + 1 :]]
-            low, high = 0, len(move.milder)
-            while low < high:
-                middle = (low + high + 1) // 2
-                if self._plan(_joined(*others, move.milder[middle - 1])) is not None:
-                    low = middle
-                else:
-                    high = middle - 1
-            if low:
-                chosen[place] = move.milder[low - 1]
-        changes = _joined(*chosen)
+        """Make the changes as mild as they can be: first all alike, then one after another."""
+        most = [len(move.milder) for move in moves]
+
+        def alike(step: int) -> list[int]:
+            return [size * step // _EVEN_STEPS for size in most]
+
+        levels = alike(self._highest(_EVEN_STEPS, alike, moves))
+        for place, spare in enumerate(size - level for size, level in zip(most, levels, strict=True)):
+            levels = self._raised(levels, place, spare, moves)
+        changes = self._at(moves, levels)
         planned = self._plan(changes)
         names = _listed([move.service for move in moves if move.service])
-        return None if planned is None else self._suggestion(f"{title}{names}", changes, planned)
+        return None if planned is None else self._suggestion(title.format(names=names), changes, planned)
+
+    def _raised(self, levels: list[int], place: int, spare: int, moves: Sequence[_Move]) -> list[int]:
+        """Raise the level of one move as far as the others let it."""
+
+        def raised(step: int) -> list[int]:
+            return [*levels[:place], levels[place] + step, *levels[place + 1 :]]
+
+        return raised(self._highest(spare, raised, moves))
+
+    def _at(self, moves: Sequence[_Move], levels: Sequence[int]) -> Changes:
+        return _joined(*(move.milder[level - 1] if level else move.changes for move, level in zip(moves, levels, strict=True)))
+
+    def _highest(self, steps: int, levels: Callable[[int], list[int]], moves: Sequence[_Move]) -> int:
+        """Find the highest step that still plans; step 0 does."""
+        low, high = 0, steps
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._plan(self._at(moves, levels(middle))) is not None:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def _last_resort(self, start: Outcome) -> Suggestion | None:
         """Everything at its smallest, and the largest models left out until the rest fits."""
@@ -186,8 +207,10 @@ class _Suggester:
             moves.append(move)
         if self._plan(_joined(*(move.changes for move in moves))) is None:
             return None
-        # Those that are left out first, in the order in which they would be missed most.
-        return self._finish(_TOGETHER, self._needed([*small, *(move for move in moves if move not in small)]))
+        # Those that are left out are listed last and so taken back first.
+        needed = self._needed(moves)
+        title = _SEVERAL_FEWER if all(move in families[_FEWER] for move in needed) else _TOGETHER
+        return self._finish(title, needed)
 
     def _suggestion(self, title: str, changes: Changes, planned: Plan) -> Suggestion:
         whole = _joined(self._base, changes)
@@ -198,13 +221,14 @@ class _Suggester:
 
 
 _POLICY: Final = "the policy rebalance"
-_MORE_MEMORY: Final = "more memory"
-_LESS_MEMORY: Final = "less memory"
-_SMALLER: Final = "a smaller variant"
-_SHORTER: Final = "a shorter context"
-_UNPINNED: Final = "no pin"
-_FEWER: Final = "one model less"
-_TOGETHER: Final = "all of this together"
+_MORE_MEMORY: Final = "more memory for {names}"
+_LESS_MEMORY: Final = "less memory for {names}"
+_SMALLER: Final = "a smaller variant of {names}"
+_SHORTER: Final = "a shorter context for {names}"
+_UNPINNED: Final = "no pin for {names}"
+_FEWER: Final = "one model less, {names}"
+_TOGETHER: Final = "all of this together for {names}"
+_SEVERAL_FEWER: Final = "fewer models, without {names}"
 
 _VARIABLES: Final = {
     ("device",): "citadel_device",
@@ -229,9 +253,7 @@ def _joined(*parts: Changes) -> Changes:
 
 
 def _listed(names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    return f" for {names[0]}" if len(names) == 1 else f" for {', '.join(names[:-1])} and {names[-1]}"
+    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _result(service: ServicePlan) -> str:
@@ -316,8 +338,10 @@ def _shorter_context(outlook: Outlook) -> _Move | None:
     if tokens <= MIN_CONTEXT_TOKENS:
         return None
 
+    limited = model.request.max_output_tokens < tokens - 1
+
     def changes(context: int) -> Changes:
-        output = (_set(model, "request.max_output_tokens", None),) if model.request.max_output_tokens >= context else ()
+        output = (_set(model, "request.max_output_tokens", None),) if limited and model.request.max_output_tokens >= context else ()
         return (_set(model, "request.context_tokens", context), *output)
 
     steps = range(MIN_CONTEXT_TOKENS + CONTEXT_STEP_TOKENS, tokens, CONTEXT_STEP_TOKENS)
