@@ -397,10 +397,9 @@ def parse_host(name: str, value: object, problems: Problems) -> Host:
     """Read ``citadel_host_facts``, the same shape whether gathered or given."""
     reader = Reader(value, (HOST_FACTS,), ".".join, problems)
     memory_bytes = reader.integer("memory_bytes", low=256 * MIB, high=_MAX_MEMORY)
-    cpu_ids = _ids(reader, "cpus", reader.raw("cpus")) if reader.has("cpus") else ()
-    if not cpu_ids and not reader.has("cpus"):
-        reader.raw("cpus")
-    elif not cpu_ids:
+    cpus = reader.raw("cpus")
+    cpu_ids = _ids(reader, "cpus", cpus) if reader.has("cpus") and cpus != [] else ()
+    if reader.present("cpus") and cpus in (None, []):
         reader.complain("cpus", "holds no CPU: list the host's logical CPUs")
     nodes = _parse_numa_nodes(reader, cpu_ids, memory_bytes, problems)
     host = Host(
@@ -477,7 +476,7 @@ def _parse_numa_nodes(parent: Reader, cpu_ids: tuple[int, ...], memory_bytes: in
 def _node_cpus(reader: Reader) -> tuple[int, ...]:
     """Read the CPUs of a node; the kernel's list is empty for a node of memory only."""
     value = reader.raw("cpus")
-    return () if value in ("", []) or not reader.has("cpus") else _ids(reader, "cpus", value)
+    return () if value in ("", []) or not reader.present("cpus") else _ids(reader, "cpus", value)
 
 
 def _parse_gpus(parent: Reader, problems: Problems) -> tuple[Gpu, ...]:

@@ -71,6 +71,10 @@ class Reader:
         """Tell whether a key is there and not empty."""
         return self._data.get(key) is not None
 
+    def present(self, key: str) -> bool:
+        """Tell whether a key is there, be it empty."""
+        return key in self._data
+
     def _take(self, key: str, *, required: bool) -> object:
         self._known.append(key)
         value = self._data.get(key, _MISSING)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .problems import Problems
     from .result import Plan, ServicePlan
 
-MAX_TRIALS: Final = 150
-"""Runs of the planner for one refusal: under two seconds for 20 models."""
+MAX_TRIALS: Final = 100
+"""Runs of the planner for one refusal: one to three seconds for 20 models, a tenth of one for four."""
 
 MEMORY_STEP_BYTES: Final = 256 * MIB
 CONTEXT_STEP_TOKENS: Final = 256
