@@ -215,7 +215,7 @@ class Dealer:
             counts = [self._counts[model.name] for model in self._waiting]
             placed = self._pack(sizes, left, counts) or self._spread(sizes, left) or self._pack(sizes, left, [1] * len(counts))
         if placed is None and (sharing or self._too_few):
-            placed = self._spread(sizes, left) or self._pack(sizes, left, [0] * len(self._waiting))
+            placed = self._spread(sizes, left, sharing=True) or self._pack(sizes, left, [0] * len(self._waiting))
         return None if placed is None else self._fixed | placed
 
     def _pack(self, sizes: Mapping[str, int], left: Mapping[int, int], counts: Sequence[int]) -> dict[str, int] | None:
@@ -226,7 +226,7 @@ class Dealer:
         )
         return None if found is None else {model.name: nodes[index] for model, index in zip(self._waiting, found, strict=True)}
 
-    def _spread(self, sizes: Mapping[str, int], left: Mapping[int, int]) -> dict[str, int] | None:
+    def _spread(self, sizes: Mapping[str, int], left: Mapping[int, int], *, sharing: bool = False) -> dict[str, int] | None:
         """Put each service where most cores are left, the largest first."""
         memory, cores, homed = dict(left), dict(self._cores), dict.fromkeys(left, 0)
         placed: dict[str, int] = {}
@@ -235,7 +235,7 @@ class Dealer:
             roomy = [
                 node_id
                 for node_id in sorted(memory)
-                if memory[node_id] >= sizes[name] and (self._too_few or homed[node_id] < self._cores[node_id])
+                if memory[node_id] >= sizes[name] and (sharing or homed[node_id] < self._cores[node_id])
             ]
             if not roomy:
                 return None
