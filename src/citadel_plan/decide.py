@@ -198,9 +198,9 @@ class _Decision:
         if over <= 0:
             return True
         least = {name: min(entry.needed_bytes for entry in entries) for name, entries in self.candidates.items()}
-        what = "requests add up" if binding is self.asked else "processes need, with what is pinned, comes"
+        what = "requests add" if binding is self.asked else "least that the processes need and what is pinned add"
         self.problems.add(
-            f"The {what} to {gib(sum(binding.values()) + budget.gateway_bytes)} ({self._list(binding)}, gateway"
+            f"The {what} up to {gib(sum(binding.values()) + budget.gateway_bytes)} ({self._list(binding)}, gateway"
             f" {gib(budget.gateway_bytes)}) and the host has {gib(budget.capacity_bytes - budget.reserve_bytes)} for them"
             f" ({gib(budget.capacity_bytes)} less citadel_plan_settings.memory_reserve of {gib(budget.reserve_bytes)}),"
             f" {gib(over)} too little: lower requests, or set enabled: false on a model (the least that they can run in is"

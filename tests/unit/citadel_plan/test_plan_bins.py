@@ -34,7 +34,7 @@ def holds(items: Sequence[tuple[int, int]], bins: Sequence[tuple[int, int]], cho
         ([(3, 1), (3, 1)], [(5, 2), (5, 2)], (0, 1)),
         ([(2, 1), (3, 1), (5, 1)], [(5, 2), (5, 2)], (0, 0, 1)),
         ([(2, 1), (2, 1), (4, 1), (4, 1)], [(6, 4), (6, 4)], (0, 1, 0, 1)),  # in order both 2 fill the first bin: the largest first
-        ([(31, 1), (25, 1), (30, 1), (20, 1), (16, 1)], [(61, 9), (61, 9)], (0, 1, 0, 1, 1)),  # not even then
+        ([(5, 1), (4, 1), (3, 1), (3, 1), (3, 1), (2, 1)], [(10, 9), (10, 9)], (0, 1, 0, 1, 1, 0)),  # not even that: all ways
         ([(6, 1), (6, 1)], [(11, 2)], None),
         ([(1, 2), (1, 1)], [(9, 2), (9, 1)], (0, 1)),  # cores count as memory does
         ([(1, 2), (1, 2)], [(9, 3)], None),
@@ -54,3 +54,13 @@ def test_the_answer_is_that_of_trying_everything(items: Sizes, bins: Sizes) -> N
     assert (found is not None) == possible
     if found is not None:
         assert holds(items, bins, found)
+
+
+@given(placed=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(0, 2)), max_size=10))
+def test_bins_without_a_gap_are_filled(placed: list[tuple[int, int, int]]) -> None:
+    # As large as what lies in them: there is an answer, and hardly another one.
+    bins = [tuple(sum(entry[part] for entry in placed if entry[2] == index) for part in (0, 1)) for index in range(3)]
+    items = [(memory, cores) for memory, cores, _ in placed]
+    found = pack(items, bins)
+    assert found is not None
+    assert holds(items, bins, found)
