@@ -401,6 +401,8 @@ def parse_host(name: str, value: object, problems: Problems) -> Host:
     cpu_ids = _ids(reader, "cpus", cpus) if reader.has("cpus") and cpus != [] else ()
     if reader.present("cpus") and cpus in (None, []):
         reader.complain("cpus", "holds no CPU: list the host's logical CPUs")
+    if len(cpu_ids) > _MAX_CPUS:
+        reader.complain("cpus", f"holds {len(cpu_ids)} CPUs, more than the {_MAX_CPUS} that are planned for")
     nodes = _parse_numa_nodes(reader, cpu_ids, memory_bytes, problems)
     host = Host(
         name=name,

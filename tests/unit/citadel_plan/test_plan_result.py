@@ -320,10 +320,10 @@ def test_the_table_of_the_specification() -> None:
     assert plan_table(as_dict(facts=host_facts(memory_gib=125.6))).splitlines()[:8] == [
         "hx-llm-server-01 (cpu, amx, policy rebalance); memory in GiB",
         "service              variant    asked  granted  weights    KV  runtime  room  seqs  context   port  cpus",
-        "mixtral-8x7b         int8        90.0     89.5     43.8  36.0      2.2   7.5     9    32768  11400  0-7",
+        "mixtral-8x7b         int8        90.0     89.4     43.8  36.0      2.2   7.5     9    32768  11400  0-7",
         "hermes-2             int8        15.0     15.0      7.0   5.0      2.0   1.0     5     8192  11401  8-11",
         "openchat-3.5         int4         8.0      8.0      3.9   1.6      2.0   0.6     3     4096  11402  12-15",
-        "phi-3-mini           int4-kv8     4.0      5.1      2.1   0.8      1.9   0.2     2     2048  11403  16-17",
+        "phi-3-mini           int4-kv8     4.0      5.2      2.1   0.8      1.8   0.5     2     2048  11403  16-17",
         "unified-api-gateway  3 workers    2.0      2.0                                                8000  18-21",
         "memory: 119.6 of 119.6 granted (125.6 less a reserve of 6.0); cores: 22 requested, 24 there; disk: 57.0 needed",
     ]
