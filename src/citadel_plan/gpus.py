@@ -40,7 +40,7 @@ HOST_BASE_BYTES: Final = 5 * GIB
 HOST_WORKER_BYTES: Final = 2 * GIB
 """Host memory of each further worker of a tensor-parallel service."""
 
-MAX_STATES: Final = 500
+MAX_STATES: Final = 200
 """States of the search after which it gives up: six services on six GPUs were never seen to need 50."""
 
 _THOUSAND: Final = 1000
@@ -165,11 +165,12 @@ def _choose(
         here, below = (ladders[model.name][levels[model.name] + step] for step in (0, 1))
         return (here.depth, below.size - here.size, model.request.port)
 
+    # Mostly it is all or nothing: whether even the smallest fit tells at once that nothing does.
+    if pack({name: len(ladder) - 1 for name, ladder in ladders.items()}) is None:
+        return None
     placed = pack(levels)
     while placed is None:
         steps = [model for model in models if levels[model.name] + 1 < len(ladders[model.name])]
-        if not steps:
-            return None
         levels[min(steps, key=step_key).name] += 1
         placed = pack(levels)
     for model in sorted(models, key=lambda model: (-ladders[model.name][levels[model.name]].depth, model.request.port)):
@@ -264,11 +265,8 @@ class _Job:
     """The fewest GPUs first, the largest GPUs first."""
     size: int
     """Bytes on each GPU of the first option."""
-
-    @property
-    def fewest(self) -> tuple[_Option, ...]:
-        """Give the options with the fewest GPUs."""
-        return tuple(option for option in self.options if option.workers == self.options[0].workers)
+    fewest: tuple[_Option, ...]
+    """The options with the fewest GPUs."""
 
 
 def _job(model: Model, variant: Variant, host: Host) -> _Job | None:
@@ -286,7 +284,12 @@ def _job(model: Model, variant: Variant, host: Host) -> _Job | None:
     if not options:
         return None
     options.sort(key=lambda option: option.workers)
-    return _Job(model=model, options=tuple(options), size=sum(_parts(model, variant, model.min_num_seqs, options[0].workers)))
+    return _Job(
+        model=model,
+        options=tuple(options),
+        size=sum(_parts(model, variant, model.min_num_seqs, options[0].workers)),
+        fewest=tuple(option for option in options if option.workers == options[0].workers),
+    )
 
 
 def _pack(jobs: Sequence[_Job], host: Host, *, widest: bool) -> dict[str, _Placed] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from .decide import Candidate, asked_bytes, choose, memory_key
@@ -33,6 +34,8 @@ MIN_CONTEXT_TOKENS: Final = 1024
 _EVEN_STEPS: Final = 16
 
 _MAX_REPAIRS: Final = 8
+_MAX_OF_A_KIND: Final = 2
+"""Suggestions that differ only in the service they change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +110,9 @@ class _Suggester:
             return ()
         if start.plan is not None:
             return (self._suggestion("mended", self._base, start.plan),)
-        found = [suggestion for family in _families(start) if (suggestion := self._try_family(family)) is not None]
+        found = [suggestion for family in _families(start) for suggestion in self._try_family(family)]
         if not found:
-            last = self._last_resort(start)
-            found = [] if last is None else [last]
+            found = self._last_resort(start)
         return tuple(found)
 
     def _repaired(self, refused: Outcome) -> Outcome | None:
@@ -139,16 +141,14 @@ class _Suggester:
             return None
         return self._outcome(changes).plan
 
-    def _try_family(self, family: _Family) -> Suggestion | None:
+    def _try_family(self, family: _Family) -> list[Suggestion]:
         moves = family.moves
-        together = _joined(*(move.changes for move in moves))
-        if not moves or (family.combine and self._plan(together) is None):
-            return None
-        for move in moves:
-            if self._plan(move.changes) is not None:
-                return self._finish(family.title, [move])
-        if not family.combine or len(moves) == 1:
-            return None
+        if not moves or (family.combine and self._plan(_joined(*(move.changes for move in moves))) is None):
+            return []
+        alone = islice((move for move in moves if self._plan(move.changes) is not None), _MAX_OF_A_KIND)
+        found = [suggestion for move in alone for suggestion in self._finish(family.title, [move])]
+        if found or not family.combine or len(moves) == 1:
+            return found
         return self._finish(family.title, self._needed(list(moves)))
 
     def _needed(self, moves: list[_Move]) -> list[_Move]:
@@ -159,7 +159,7 @@ class _Suggester:
                 moves = rest
         return moves
 
-    def _finish(self, title: str, moves: list[_Move]) -> Suggestion | None:
+    def _finish(self, title: str, moves: list[_Move]) -> list[Suggestion]:
         """Make the changes as mild as they can be: first all alike, then one after another."""
         most = [len(move.milder) for move in moves]
 
@@ -172,7 +172,7 @@ class _Suggester:
         changes = self._at(moves, levels)
         planned = self._plan(changes)
         names = _listed([move.service for move in moves if move.service])
-        return None if planned is None else self._suggestion(title.format(names=names), changes, planned)
+        return [] if planned is None else [self._suggestion(title.format(names=names), changes, planned)]
 
     def _raised(self, levels: list[int], place: int, spare: int, moves: Sequence[_Move]) -> list[int]:
         """Raise the level of one move as far as the others let it."""
@@ -196,7 +196,7 @@ class _Suggester:
                 high = middle - 1
         return low
 
-    def _last_resort(self, start: Outcome) -> Suggestion | None:
+    def _last_resort(self, start: Outcome) -> list[Suggestion]:
         """Everything at its smallest, and the largest models left out until the rest fits."""
         families = {family.title: family.moves for family in _families(start)}
         small = [*families.get(_LESS_MEMORY, ()), *families.get(_SMALLER, ()), *families.get(_SHORTER, ())]
@@ -206,7 +206,7 @@ class _Suggester:
                 break
             moves.append(move)
         if self._plan(_joined(*(move.changes for move in moves))) is None:
-            return None
+            return []
         # Those that are left out are listed last and so taken back first.
         needed = self._needed(moves)
         title = _SEVERAL_FEWER if all(move in families[_FEWER] for move in needed) else _TOGETHER
