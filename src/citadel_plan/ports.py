@@ -159,10 +159,13 @@ def _check_api_ports(models: Sequence[Model], mover: _Mover, problems: Problems)
     for model in models:
         other = by_port.setdefault(model.request.port, model)
         if other is not model:
+            # What the operator has moved is what can move again.
+            key = "request.port"
+            moves = other if key in other.overridden and key not in model.overridden else model
             problems.add(
                 f"{model.path('request.port')} is {model.request.port}, which {other.path('request.port')} has already:"
                 " give each model a port of its own.",
-                repair=mover.move(next(listener for listener in _service_listeners([model]))),
+                repair=mover.move(_service_listeners([moves])[0]),
             )
 
 
