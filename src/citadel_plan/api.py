@@ -257,7 +257,7 @@ class _Planner:
         if variants is None:
             return None
         self._look_ahead(variants, {model.name: _host_memory(1) for model in self.models})
-        shares = plan_gpus(self.models, variants, self.host, self.problems)
+        shares = plan_gpus(self.models, variants, self.host, self._storage(0).usable_bytes, self.problems)
         if shares is None:
             return None
         needed = {name: _host_memory(len(share.gpu_ids)) for name, share in shares.items()}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from .memory import activation_bytes, kv_pool_bytes
 from .problems import Change, Kind
+from .storage import storage_needed
 from .units import GIB, MIB, gib
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def host_bytes(workers: int) -> int:
 
 
 def plan_gpus(
-    models: Sequence[Model], variants: Mapping[str, Sequence[Variant]], host: Host, problems: Problems
+    models: Sequence[Model], variants: Mapping[str, Sequence[Variant]], host: Host, disk_bytes: int, problems: Problems
 ) -> dict[str, GpuShare] | None:
     """Pack all services.
 
@@ -81,6 +82,8 @@ def plan_gpus(
         models: The services, ordered by API port.
         variants: Per service the variants that may run, by preference, at least one each.
         host: Its GPUs.
+        disk_bytes: What the weights of all services may take together: a better variant must not be chosen that the
+            disk then refuses.
         problems: Takes what is wrong.
 
     Returns:
@@ -95,7 +98,7 @@ def plan_gpus(
             problems.add(_too_large(model, variants[model.name], host), kind=Kind.SIZE)
     if not all(ladders.values()):
         return None
-    found = _choose(models, ladders, host, widest=False) or _choose(models, ladders, host, widest=True)
+    found = _choose(models, ladders, host, disk_bytes, widest=False) or _choose(models, ladders, host, disk_bytes, widest=True)
     if found is not None:
         return _grow(models, *found, host)
     smallest = {model.name: ladders[model.name][-1].variant for model in models}
@@ -149,7 +152,7 @@ def _too_large(model: Model, variants: Sequence[Variant], host: Host) -> str:
 
 
 def _choose(
-    models: Sequence[Model], ladders: Mapping[str, Sequence[_Step]], host: Host, *, widest: bool
+    models: Sequence[Model], ladders: Mapping[str, Sequence[_Step]], host: Host, disk_bytes: int, *, widest: bool
 ) -> tuple[dict[str, Variant], dict[str, _Placed]] | None:
     """Choose a step of each ladder so that all services fit together, or None where not even the lowest do.
 
@@ -157,8 +160,17 @@ def _choose(
     lets services spread over more GPUs than they need.
     """
     levels = {model.name: 0 for model in models}
+    lowest = {name: len(ladder) - 1 for name, ladder in ladders.items()}
+
+    def disk(tried: Mapping[str, int]) -> int:
+        return sum(storage_needed(ladders[name][level].variant) for name, level in tried.items())
+
+    # Where not even the smallest find room on the disk, that is refused elsewhere.
+    limit = max(disk_bytes, disk(lowest))
 
     def pack(tried: Mapping[str, int]) -> dict[str, _Placed] | None:
+        if disk(tried) > limit:
+            return None
         return _pack([ladders[model.name][tried[model.name]].job for model in models], host, widest=widest)
 
     def step_key(model: Model) -> tuple[int, int, int]:
@@ -166,7 +178,7 @@ def _choose(
         return (here.depth, below.size - here.size, model.request.port)
 
     # Mostly it is all or nothing: whether even the smallest fit tells at once that nothing does.
-    if pack({name: len(ladder) - 1 for name, ladder in ladders.items()}) is None:
+    if pack(lowest) is None:
         return None
     placed = pack(levels)
     while placed is None:

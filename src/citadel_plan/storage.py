@@ -27,6 +27,11 @@ class Storage:
     free_bytes: int
     reserved_bytes: int
 
+    @property
+    def usable_bytes(self) -> int:
+        """What weights may take."""
+        return max(0, self.free_bytes - self.reserved_bytes)
+
 
 def storage_needed(variant: Variant) -> int:
     """Bytes of a model's folder."""
@@ -45,7 +50,7 @@ def check_storage(storage: Storage, largest: Sequence[tuple[str, int]], problems
         Warnings.
 
     """
-    usable = max(0, storage.free_bytes - storage.reserved_bytes)
+    usable = storage.usable_bytes
     if storage.needed_bytes > usable:
         parts = ", ".join(f"{name} {gib(size)}" for name, size in sorted(largest, key=lambda item: (-item[1], item[0])))
         problems.add(

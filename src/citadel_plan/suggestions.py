@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MAX_TRIALS: Final = 100
 """Runs of the planner for one refusal: one to three seconds for 20 models, a tenth of one for four."""
 
+_MAX_SERVICES_TRIED: Final = 2_000
+"""Services times runs: with more than 20 models there are fewer runs, as each takes longer."""
+
 MEMORY_STEP_BYTES: Final = 256 * MIB
 CONTEXT_STEP_TOKENS: Final = 256
 MIN_CONTEXT_TOKENS: Final = 1024
@@ -103,8 +106,10 @@ class _Suggester:
         self._trials = 0
         self._known: dict[Changes, Outcome] = {}
         self._base: Changes = ()
+        self._limit = MAX_TRIALS
 
     def run(self, refused: Outcome) -> tuple[Suggestion, ...]:
+        self._limit = min(MAX_TRIALS, _MAX_SERVICES_TRIED // max(1, len(refused.outlooks)))
         start = self._repaired(refused)
         if start is None:
             return ()
@@ -137,7 +142,7 @@ class _Suggester:
 
     def _plan(self, changes: Changes) -> Plan | None:
         """Try changes; once the trials are used up nothing works any more."""
-        if self._trials >= MAX_TRIALS and _joined(self._base, changes) not in self._known:
+        if self._trials >= self._limit and _joined(self._base, changes) not in self._known:
             return None
         return self._outcome(changes).plan
 

@@ -128,6 +128,14 @@ def test_services_that_first_fit_leaves_out_are_placed() -> None:
     assert sorted(equal) == sorted([first, second, second])
 
 
+def test_variants_go_down_where_the_disk_is_too_small_for_better_ones() -> None:
+    # Two of 141 hold everything in bf16, 121.1 of weights and 4 x 64 M; 100 of disk are usable: Mixtral alone goes down, 43.2 less.
+    facts = gpu_host(141, 141, storage_free_bytes=120 * GIB)
+    assert [variant for variant, _ in placed(facts=facts).values()] == ["int8", "bf16", "bf16", "bf16"]
+    (problem,) = problems_of(facts=gpu_host(141, 141, storage_free_bytes=50 * GIB))
+    assert problem.startswith("The weights need 33.1 GiB (mixtral-8x7b 23.0 GiB, ")
+
+
 def test_cpu_is_used_on_a_host_with_cards_when_told_to() -> None:
     plan = production_plan(facts=gpu_host(H100), device="cpu")
     assert plan.device == "cpu"
