@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .catalogue import merge_catalogue
-from .cpus import CpuPlan, CpuShare, check_quota, cpu_weight, plan_cpus, quota_percent, usable_node_bytes
+from .catalogue import OVERRIDES, merge_catalogue
+from .cpus import CpuPlan, CpuShare, Dealer, check_quota, cpu_weight, prepare_cpus, quota_percent
 from .decide import Budget, Candidate, Grant, Grants, asked_bytes, decide
 from .gateway import gateway_workers
 from .gpus import GPU_BLOCK_TOKENS, GpuShare, host_bytes, plan_gpus
 from .id_lists import format_ids
-from .inputs import Device, Host, Model, Settings, Variant
+from .inputs import Device, Host, Isa, Model, Policy, Settings, Variant
 from .memory import (
     CPU_BLOCK_TOKENS,
     HEADROOM_PERCENT,
@@ -22,7 +22,7 @@ from .memory import (
 )
 from .parse import HOST_FACTS, SETTINGS, parse_host, parse_models, parse_settings
 from .ports import METRICS_OFFSET, STATE_OFFSET, UPSTREAM_OFFSET, check_ports, edge_ports
-from .problems import Problems
+from .problems import Change, PlanError, Problems
 from .result import (
     SCHEMA_VERSION,
     GatewayPlan,
@@ -34,6 +34,7 @@ from .result import (
     Totals,
 )
 from .storage import Storage, check_storage, storage_needed
+from .suggestions import Changes, Outcome, Outlook, suggest, with_changes
 from .units import MIB, gib, round_up
 from .variants import why_not
 
@@ -62,6 +63,8 @@ class _Sized:
     num_seqs: int
     memory: Memory
     gpu: GpuShare | None
+    home: int | None
+    """The NUMA node that holds its memory, where there is a choice."""
 
 
 def plan(models: object, *, overrides: object, host: str, host_facts: object, settings: object) -> Plan:
@@ -79,16 +82,25 @@ def plan(models: object, *, overrides: object, host: str, host_facts: object, se
 
     Raises:
         PlanError: With a sentence for everything that is wrong: in the input first; once that is sound, every
-            violated constraint of ports, memory, CPUs and disk.
+            violated constraint of ports, memory, CPUs and disk, and the nearest plans that fit.
 
     """
-    problems = Problems(host)
-    catalogue = merge_catalogue(models, overrides, problems)
-    services = parse_models(catalogue, problems)
-    parsed_settings = parse_settings(settings, problems)
-    parsed_host = parse_host(host, host_facts, problems)
-    problems.raise_if_any()
-    return _Planner(services, parsed_host, parsed_settings, problems).plan()
+
+    def attempt(changes: Changes) -> Outcome:
+        problems = Problems(host)
+        changed = overrides if not changes else with_changes(overrides, OVERRIDES, changes)
+        catalogue = merge_catalogue(models, changed, problems)
+        services = parse_models(catalogue, problems)
+        parsed_settings = parse_settings(with_changes(settings, SETTINGS, changes) if changes else settings, problems)
+        parsed_host = parse_host(host, host_facts, problems)
+        if problems:
+            return Outcome(plan=None, problems=problems, outlooks=(), policy=None)
+        return _Planner(services, parsed_host, parsed_settings, problems).run()
+
+    outcome = attempt(())
+    if outcome.plan is None:
+        raise PlanError(host, outcome.problems.sentences, suggest(outcome, attempt))
+    return outcome.plan
 
 
 class _Planner:
@@ -100,25 +112,31 @@ class _Planner:
         self.settings = settings
         self.problems = problems
         self.warnings: list[str] = []
+        self.outlooks: tuple[Outlook, ...] = ()
         automatic = Device.CUDA if host.gpus else Device.CPU
         self.device = automatic if settings.device is None else settings.device
 
-    def plan(self) -> Plan:
+    def run(self) -> Outcome:
+        return Outcome(plan=self.plan(), problems=self.problems, outlooks=self.outlooks, policy=self.settings.policy)
+
+    def plan(self) -> Plan | None:
         check_ports(self.models, self.host, self.settings, self.problems)
         self._check_names()
         self._check_quotas()
         self._check_device()
-        sized = self._size()
-        cpus = self._cpus(sized)
+        dealer = prepare_cpus(self.models, self.settings.gateway, self.host, self.settings.memory_reserve_bytes, self.problems)
+        sized = self._size(dealer)
+        cpus = None if dealer is None or sized is None else self._cpus(dealer, sized)
+        self._check_storage(sized)
         if sized is not None:
-            self._check_storage(sized)
             self._compare_with_formula(sized)
         workers = gateway_workers(
             self.settings.gateway,
             len(cpus.gateway.omp_cpu_ids) if cpus is not None else self.settings.gateway.cpus,
             self.problems,
         )
-        self.problems.raise_if_any()
+        if self.problems:
+            return None
         if sized is None or cpus is None:
             raise AssertionError("a step failed without saying why")
         return self._assemble(sized, cpus, workers)
@@ -129,15 +147,18 @@ class _Planner:
                 self.problems.add(f"{model.path()} has the name of the gateway ({SETTINGS}.gateway.name): rename one of them.")
 
     def _check_quotas(self) -> None:
+        key = "request.cpu_quota_percent"
         for model in self.models:
-            check_quota(model.path("request.cpu_quota_percent"), model.request.cpu_quota_percent, self.host, self.problems)
-        check_quota(f"{SETTINGS}.gateway.cpu_quota_percent", self.settings.gateway.cpu_quota_percent, self.host, self.problems)
+            check_quota(model.path(key), model.override_path(key), model.request.cpu_quota_percent, self.host, self.problems)
+        path = (SETTINGS, "gateway", "cpu_quota_percent")
+        check_quota(".".join(path), path, self.settings.gateway.cpu_quota_percent, self.host, self.problems)
 
     def _check_device(self) -> None:
         if self.device is Device.CUDA and not self.host.gpus:
             self.problems.add(
                 f"{SETTINGS}.device is cuda and {HOST_FACTS}.gpus is empty: set citadel_device to auto or cpu, or"
-                " install the driver so that the GPUs are seen."
+                " install the driver so that the GPUs are seen.",
+                repair=Change((SETTINGS, "device"), Device.CPU.value),
             )
         if self.device is Device.CPU and self.host.isa is None:
             self.problems.add(
@@ -148,22 +169,18 @@ class _Planner:
             for model in self.models:
                 if model.pin.gpu_ids is not None:
                     self.problems.add(
-                        f"{model.path('pin.gpu_ids')} is set and the models run on the CPU: leave it out, or set citadel_device to cuda."
+                        f"{model.path('pin.gpu_ids')} is set and the models run on the CPU: leave it out, or set citadel_device to cuda.",
+                        repair=Change(model.override_path("pin.gpu_ids"), None),
                     )
 
-    def _size(self) -> list[_Sized] | None:
+    def _size(self, dealer: Dealer | None) -> list[_Sized] | None:
         """Choose variants and memory."""
-        if self.problems and (self.device is Device.CUDA) and not self.host.gpus:
-            return None
-        variants = self._eligible()
-        if variants is None:
-            return None
-        return self._size_cpu(variants) if self.device is Device.CPU else self._size_cuda(variants)
+        if self.device is Device.CUDA:
+            return self._size_cuda() if self.host.gpus else None
+        return None if self.host.isa is None else self._size_cpu(self.host.isa, dealer)
 
     def _eligible(self) -> dict[str, list[Variant]] | None:
         """Find the variants that run here, the pinned one only where one is pinned."""
-        if self.device is Device.CPU and self.host.isa is None:
-            return None
         eligible: dict[str, list[Variant]] = {}
         complete = True
         for model in self.models:
@@ -178,41 +195,50 @@ class _Planner:
                     if model.pin.variant is None
                     else f"leave {model.path('pin.variant')} out, or pin another"
                 )
-                self.problems.add(f"{model.path()} has no variant that runs on {self.host.name}: {why}: {cure}.")
+                self.problems.add(
+                    f"{model.path()} has no variant that runs on {self.host.name}: {why}: {cure}.",
+                    repair=Change(model.override_path("enabled"), False)
+                    if model.pin.variant is None
+                    else Change(model.override_path("pin.variant"), None),
+                )
         return eligible if complete else None
 
-    def _budget(self, ceiling_bytes: int) -> Budget:
+    def _budget(self) -> Budget:
         return Budget(
             capacity_bytes=self.host.memory_bytes,
             reserve_bytes=self.settings.memory_reserve_bytes,
             gateway_bytes=self.settings.gateway.memory_bytes,
-            service_ceiling_bytes=ceiling_bytes,
+            policy=self.settings.policy,
+            requests_may_exceed=self.device is Device.CUDA and self.settings.policy is Policy.REBALANCE,
         )
 
-    def _whole_host_bytes(self) -> int:
-        return self.host.memory_bytes - self.settings.memory_reserve_bytes
+    def _decide(self, candidates: Mapping[str, Sequence[Candidate]], walls: Dealer | None) -> Grants | None:
+        grants = decide(self.models, candidates, self._budget(), walls=walls, problems=self.problems)
+        if grants is not None:
+            self.warnings.extend(grants.warnings)
+        return grants
 
-    def _size_cpu(self, variants: Mapping[str, Sequence[Variant]]) -> list[_Sized] | None:
-        ceiling = self._whole_host_bytes()
-        if len(self.host.numa_nodes) > 1:
-            reserve = self.settings.memory_reserve_bytes
-            ceiling = max(usable_node_bytes(node, self.host, reserve) for node in self.host.numa_nodes)
+    def _size_cpu(self, isa: Isa, dealer: Dealer | None) -> list[_Sized] | None:
+        variants = self._eligible()
+        if variants is None:
+            return None
         candidates = {
             model.name: tuple(
-                Candidate(variant=variant, needed_bytes=memory_needed(model, variant, model.min_num_seqs).total_bytes)
+                Candidate(variant=variant, needed_bytes=memory_needed(model, variant, model.min_num_seqs, isa).total_bytes)
                 for variant in variants[model.name]
             )
             for model in self.models
         }
-        grants = decide(self.models, candidates, self._budget(ceiling), self.settings.policy, self.problems)
+        self.outlooks = tuple(Outlook(model=model, candidates=candidates[model.name]) for model in self.models)
+        grants = self._decide(candidates, dealer if dealer is not None and dealer.has_walls else None)
         if grants is None:
             return None
-        self.warnings.extend(grants.warnings)
         sized: list[_Sized] = []
         for model in self.models:
             grant = grants.by_name[model.name]
-            num_seqs, memory = spend(model, grant.variant, grant.granted_bytes)
-            sized.append(_Sized(model=model, variant=grant.variant, num_seqs=num_seqs, memory=memory, gpu=None))
+            num_seqs, memory = spend(model, grant.variant, grant.granted_bytes, isa)
+            home = None if grants.homes is None else grants.homes[model.name]
+            sized.append(_Sized(model=model, variant=grant.variant, num_seqs=num_seqs, memory=memory, gpu=None, home=home))
         self._explain_quality(grants, candidates)
         return sized
 
@@ -226,17 +252,21 @@ class _Planner:
                     f" {gib(best.needed_bytes)} and {gib(asked)} are requested"
                 )
 
-    def _size_cuda(self, variants: Mapping[str, Sequence[Variant]]) -> list[_Sized] | None:
-        shares = plan_gpus(self.models, variants, self.host, self.problems)
+    def _size_cuda(self) -> list[_Sized] | None:
+        variants = self._eligible()
+        if variants is None:
+            return None
+        self._look_ahead(variants, {model.name: _host_memory(1) for model in self.models})
+        shares = plan_gpus(self.models, variants, self.host, self._storage(0).usable_bytes, self.problems)
         if shares is None:
             return None
         needed = {name: _host_memory(len(share.gpu_ids)) for name, share in shares.items()}
         candidates = {name: (Candidate(variant=share.variant, needed_bytes=needed[name].total_bytes),) for name, share in shares.items()}
-        budget = self._budget(self._whole_host_bytes())
-        grants = decide(self.models, candidates, budget, self.settings.policy, self.problems)
+        self._look_ahead(variants, needed)
+        # vLLM's worker binds its memory to a node on the CPU only: here nodes are no walls.
+        grants = self._decide(candidates, None)
         if grants is None:
             return None
-        self.warnings.extend(grants.warnings)
         return [
             _Sized(
                 model=model,
@@ -244,40 +274,48 @@ class _Planner:
                 num_seqs=shares[model.name].num_seqs,
                 memory=_with_grant(needed[model.name], grants.by_name[model.name]),
                 gpu=shares[model.name],
+                home=None,
             )
             for model in self.models
         ]
 
-    def _cpus(self, sized: Sequence[_Sized] | None) -> CpuPlan | None:
-        """Deal CPUs; with the requests' memory where the real one could not be decided, to find more problems."""
-        if sized is None:
-            granted = {model.name: 0 for model in self.models}
-        else:
-            granted = {entry.model.name: entry.memory.total_bytes for entry in sized}
-        cpus = plan_cpus(
-            self.models,
-            granted,
-            self.settings.gateway,
-            self.host,
-            reserve_bytes=self.settings.memory_reserve_bytes,
-            problems=self.problems,
+    def _look_ahead(self, variants: Mapping[str, Sequence[Variant]], needed: Mapping[str, Memory]) -> None:
+        """Note what suggestions are made from: on CUDA every variant of a service needs the same of the host."""
+        self.outlooks = tuple(
+            Outlook(
+                model=model,
+                candidates=tuple(
+                    Candidate(variant=variant, needed_bytes=needed[model.name].total_bytes) for variant in variants[model.name]
+                ),
+            )
+            for model in self.models
         )
-        if cpus is not None:
-            self.warnings.extend(cpus.warnings)
+
+    def _cpus(self, dealer: Dealer, sized: Sequence[_Sized]) -> CpuPlan:
+        homes = {entry.model.name: entry.home for entry in sized if entry.home is not None}
+        cpus = dealer.deal(homes or None)
+        self.warnings.extend(cpus.warnings)
         return cpus
 
-    def _storage(self, sized: Sequence[_Sized]) -> Storage:
-        requested = sum(entry.model.request.storage_bytes for entry in sized)
+    def _storage(self, needed_bytes: int) -> Storage:
+        requested = sum(model.request.storage_bytes for model in self.models)
         return Storage(
             requested_bytes=requested + self.settings.gateway.storage_bytes,
-            needed_bytes=sum(storage_needed(entry.variant) for entry in sized),
+            needed_bytes=needed_bytes,
             free_bytes=self.host.storage_free_bytes,
             reserved_bytes=self.settings.storage_reserve_bytes,
         )
 
-    def _check_storage(self, sized: Sequence[_Sized]) -> None:
-        parts = [(entry.model.name, storage_needed(entry.variant)) for entry in sized]
-        self.warnings.extend(check_storage(self._storage(sized), parts, self.problems))
+    def _check_storage(self, sized: Sequence[_Sized] | None) -> None:
+        """Compare what was chosen with the disk, or where nothing could be chosen, the least that could have been."""
+        if sized is None:
+            parts = [
+                (outlook.model.name, min(storage_needed(candidate.variant) for candidate in outlook.candidates))
+                for outlook in self.outlooks
+            ]
+        else:
+            parts = [(entry.model.name, storage_needed(entry.variant)) for entry in sized]
+        self.warnings.extend(check_storage(self._storage(sum(size for _, size in parts)), parts, self.problems))
 
     def _compare_with_formula(self, sized: Sequence[_Sized]) -> None:
         """Warn of a catalogue whose bytes and parameters contradict each other."""
@@ -295,7 +333,7 @@ class _Planner:
         services = tuple(self._service(entry, cpus.services[entry.model.name]) for entry in sized)
         gateway = self._gateway(cpus.gateway, workers)
         memory_max = sum(service.memory_max_bytes for service in services) + gateway.memory_max_bytes
-        storage = self._storage(sized)
+        storage = self._storage(sum(storage_needed(entry.variant) for entry in sized))
         settings, host = self.settings, self.host
         return Plan(
             schema_version=SCHEMA_VERSION,
@@ -371,7 +409,7 @@ class _Planner:
             cpu_quota_percent=quota_percent(share, request.cpu_quota_percent),
             cpu_weight=cpu_weight(request.cpus, request.cpu_weight),
             numa_nodes=share.numa_nodes,
-            omp_threads_bind=_bind_list(share.omp_cpu_ids) if on_cpu else None,
+            omp_threads_bind=format_ids(share.omp_cpu_ids) if on_cpu else None,
             tasks_max=request.tasks_max,
             io_weight=request.io_weight,
             storage_requested_bytes=request.storage_bytes,
@@ -427,9 +465,3 @@ def _gpu_memory(share: GpuShare) -> GpuMemory:
 
 def _load_seconds(variant: Variant) -> int:
     return LOAD_BASE_SECONDS + -(-variant.weights_bytes // LOAD_BYTES_PER_SECOND)
-
-
-def _bind_list(cpu_ids: Sequence[int]) -> str:
-    """Write the ids for VLLM_CPU_OMP_THREADS_BIND, the first being the one whose node holds the memory."""
-    ascending = list(cpu_ids) == sorted(cpu_ids)
-    return format_ids(cpu_ids) if ascending else ",".join(str(cpu) for cpu in cpu_ids)

@@ -69,7 +69,8 @@ def _top_level(value: object, name: str, problems: Problems) -> dict[str, object
     if not isinstance(value, Mapping):
         problems.add(f"{name} is {display(value)}, which is not a mapping: write one entry per service name below it.")
         return {}
-    return {str(key): entry for key, entry in value.items()}
+    # In one order, whatever that of the inventory, so that the same input is refused with the same bytes.
+    return {str(key): value[key] for key in sorted(value, key=str)}
 
 
 def _variants_by_name(entry: object, path: str, problems: Problems) -> object:

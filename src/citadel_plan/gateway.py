@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from .problems import Change
 from .units import MIB, gib
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def gateway_workers(gateway: GatewayRequest, cores: int, problems: Problems) -> 
             f"citadel_plan_settings.gateway.memory is {gib(gateway.memory_bytes)}, which is too little for"
             f" {wanted} worker{'' if wanted == 1 else 's'}: raise it to"
             f' "{(PARENT_BYTES + wanted * WORKER_BYTES) // MIB}MiB"'
-            f"{'' if gateway.workers is None else ' or lower citadel_plan_settings.gateway.workers'}."
+            f"{'' if gateway.workers is None else ' or lower citadel_plan_settings.gateway.workers'}.",
+            repair=Change(("citadel_plan_settings", "gateway", "memory"), f"{(PARENT_BYTES + wanted * WORKER_BYTES) // MIB}MiB"),
         )
         return 1
     return max(1, min(fitting, cores)) if gateway.workers is None else wanted

@@ -1,20 +1,25 @@
 """Which service runs on which GPUs.
 
-GPUs are bins, services are packed first-fit by decreasing size. Where the best variants of all do not fit together,
-quality goes down evenly, the service whose variant is nearest to the best first, the largest saving first; what then is
-left over lifts services again.
+GPUs are bins. A service takes one of them where one is large enough, else the fewest equal ones that can share it
+(tensor parallel), or more of them where the services cannot be placed otherwise. Services are packed first-fit by
+decreasing size; where that leaves somebody out, all ways are tried.
+Where the best variants of all do not fit together, quality goes down evenly, the service whose variant is nearest to
+the best first, the largest saving first; what then is left over lifts services again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from .memory import activation_bytes, kv_pool_bytes
+from .problems import Change, Kind
+from .storage import storage_needed
 from .units import GIB, MIB, gib
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .inputs import Gpu, Host, Model, Variant
     from .problems import Problems
@@ -35,6 +40,9 @@ HOST_BASE_BYTES: Final = 5 * GIB
 
 HOST_WORKER_BYTES: Final = 2 * GIB
 """Host memory of each further worker of a tensor-parallel service."""
+
+MAX_STATES: Final = 200
+"""States of the search after which it gives up: six services on six GPUs were never seen to need 50."""
 
 _THOUSAND: Final = 1000
 
@@ -66,7 +74,7 @@ def host_bytes(workers: int) -> int:
 
 
 def plan_gpus(
-    models: Sequence[Model], variants: Mapping[str, Sequence[Variant]], host: Host, problems: Problems
+    models: Sequence[Model], variants: Mapping[str, Sequence[Variant]], host: Host, disk_bytes: int, problems: Problems
 ) -> dict[str, GpuShare] | None:
     """Pack all services.
 
@@ -74,6 +82,8 @@ def plan_gpus(
         models: The services, ordered by API port.
         variants: Per service the variants that may run, by preference, at least one each.
         host: Its GPUs.
+        disk_bytes: What the weights of all services may take together: a better variant must not be chosen that the
+            disk then refuses.
         problems: Takes what is wrong.
 
     Returns:
@@ -82,63 +92,107 @@ def plan_gpus(
     """
     if not _pins_exist(models, host, problems):
         return None
-    able = {model.name: [variant for variant in variants[model.name] if _sizes(model, variant, host)] for model in models}
+    ladders = {model.name: _ladder(model, variants[model.name], host) for model in models}
     for model in models:
-        if not able[model.name]:
-            smallest = min(variants[model.name], key=lambda variant: variant.weights_bytes)
-            needed = sum(_parts(model, smallest, model.min_num_seqs, 1))
-            problems.add(
-                f"{model.path()} fits no GPU of {host.name}: {smallest.name} needs {gib(needed)} on one GPU, and its"
-                f" {model.architecture.heads} heads cannot be split over enough equal ones: add a smaller variant, or"
-                " lower context_tokens or min_num_seqs."
-            )
-    if not all(able.values()):
+        if not ladders[model.name]:
+            problems.add(_too_large(model, variants[model.name], host), kind=Kind.SIZE)
+    if not all(ladders.values()):
         return None
-    levels = _levels(models, able, variants, host)
-    if levels is not None:
-        chosen = {model.name: able[model.name][levels[model.name]] for model in models}
-        placed = _pack(models, chosen, host)
-        if placed is not None:
-            return _grow(models, chosen, placed, host)
-    chosen = {model.name: able[model.name][-1] for model in models}
-    sizes = ", ".join(f"{model.name} {gib(sum(_parts(model, chosen[model.name], model.min_num_seqs, 1)))}" for model in models)
+    found = _choose(models, ladders, host, disk_bytes, widest=False) or _choose(models, ladders, host, disk_bytes, widest=True)
+    if found is not None:
+        return _grow(models, *found, host)
+    smallest = {model.name: ladders[model.name][-1].variant for model in models}
+    sizes = ", ".join(f"{model.name} {gib(_bytes_on_one(model, smallest[model.name]))}" for model in models)
     gpus = ", ".join(f"GPU {gpu.id} {gib(gpu.memory_bytes)}" for gpu in host.gpus)
     problems.add(
         f"The services do not fit the GPUs of {host.name} together, even in their smallest variants: {sizes}; there are"
-        f" {gpus}, of which {GPU_LIMIT_THOUSANDTHS / 10:.0f} % may be used. Set enabled: false on a model, or lower"
-        " context_tokens or min_num_seqs."
+        f" {gpus}, of which {GPU_LIMIT_THOUSANDTHS / 10:.0f} % may be used: set enabled: false on a model, or lower"
+        " context_tokens or min_num_seqs.",
+        kind=Kind.SIZE,
     )
     return None
 
 
-def _levels(
-    models: Sequence[Model], able: Mapping[str, Sequence[Variant]], variants: Mapping[str, Sequence[Variant]], host: Host
-) -> dict[str, int] | None:
-    """Choose a place in each list of variants so that all services fit together, or None where none does.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One step of a service's ladder."""
 
-    First down, evenly; then each service up again as far as the rest allows, the one furthest down first.
+    variant: Variant
+    depth: int
+    """Place in the order of preference."""
+    size: int
+    """Bytes on one GPU that has it alone."""
+    job: _Job
+
+
+def _ladder(model: Model, variants: Sequence[Variant], host: Host) -> list[_Step]:
+    """Give the variants that fit empty GPUs, best first; one that needs as much as a better one is no step down."""
+    ladder: list[_Step] = []
+    for depth, variant in enumerate(variants):
+        size = _bytes_on_one(model, variant)
+        job = _job(model, variant, host) if not ladder or size < ladder[-1].size else None
+        if job is not None:
+            ladder.append(_Step(variant=variant, depth=depth, size=size, job=job))
+    return ladder
+
+
+def _too_large(model: Model, variants: Sequence[Variant], host: Host) -> str:
+    smallest = min(variants, key=lambda variant: _bytes_on_one(model, variant))
+    needed = f"{smallest.name} needs {gib(_bytes_on_one(model, smallest))} on one GPU"
+    heads = f"{model.architecture.heads} heads ({model.architecture.kv_heads} of keys and values)"
+    if model.pin.gpu_ids is not None:
+        return (
+            f"{model.path('pin.gpu_ids')} is {list(model.pin.gpu_ids)}, on which {model.name} does not fit: {needed}, and several are used"
+            f" only where they are equal and its {heads} can be split over them: pin others, or leave it out."
+        )
+    return (
+        f"{model.path()} fits no GPU of {host.name}: {needed}, and its {heads} cannot be split over enough equal ones: add a smaller"
+        " variant, or lower context_tokens or min_num_seqs."
+    )
+
+
+def _choose(
+    models: Sequence[Model], ladders: Mapping[str, Sequence[_Step]], host: Host, disk_bytes: int, *, widest: bool
+) -> tuple[dict[str, Variant], dict[str, _Placed]] | None:
+    """Choose a step of each ladder so that all services fit together, or None where not even the lowest do.
+
+    First down, evenly; then each service up again as far as the rest allows, the one furthest down first. ``widest``
+    lets services spread over more GPUs than they need.
     """
     levels = {model.name: 0 for model in models}
+    lowest = {name: len(ladder) - 1 for name, ladder in ladders.items()}
 
-    def fits(tried: Mapping[str, int]) -> bool:
-        return _pack(models, {model.name: able[model.name][tried[model.name]] for model in models}, host) is not None
+    def disk(tried: Mapping[str, int]) -> int:
+        return sum(storage_needed(ladders[name][level].variant) for name, level in tried.items())
 
-    def depth(model: Model) -> int:
-        return variants[model.name].index(able[model.name][levels[model.name]])
+    # Where not even the smallest find room on the disk, that is refused elsewhere.
+    limit = max(disk_bytes, disk(lowest))
+
+    def pack(tried: Mapping[str, int]) -> dict[str, _Placed] | None:
+        if disk(tried) > limit:
+            return None
+        return _pack([ladders[model.name][tried[model.name]].job for model in models], host, widest=widest)
 
     def step_key(model: Model) -> tuple[int, int, int]:
-        here, below = (able[model.name][levels[model.name] + step].weights_bytes for step in (0, 1))
-        return (depth(model), below - here, model.request.port)
+        here, below = (ladders[model.name][levels[model.name] + step] for step in (0, 1))
+        return (here.depth, below.size - here.size, model.request.port)
 
-    while not fits(levels):
-        steps = [model for model in models if levels[model.name] + 1 < len(able[model.name])]
-        if not steps:
-            return None
+    # Mostly it is all or nothing: whether even the smallest fit tells at once that nothing does.
+    if pack(lowest) is None:
+        return None
+    placed = pack(levels)
+    while placed is None:
+        steps = [model for model in models if levels[model.name] + 1 < len(ladders[model.name])]
         levels[min(steps, key=step_key).name] += 1
-    for model in sorted(models, key=lambda model: (-depth(model), model.request.port)):
-        while levels[model.name] and fits(levels | {model.name: levels[model.name] - 1}):
-            levels[model.name] -= 1
-    return levels
+        placed = pack(levels)
+    for model in sorted(models, key=lambda model: (-ladders[model.name][levels[model.name]].depth, model.request.port)):
+        while levels[model.name]:
+            better = levels | {model.name: levels[model.name] - 1}
+            higher = pack(better)
+            if higher is None:
+                break
+            levels, placed = better, higher
+    return {model.name: ladders[model.name][levels[model.name]].variant for model in models}, placed
 
 
 def _pins_exist(models: Sequence[Model], host: Host, problems: Problems) -> bool:
@@ -147,7 +201,10 @@ def _pins_exist(models: Sequence[Model], host: Host, problems: Problems) -> bool
     for model in models:
         missing = [gpu_id for gpu_id in model.pin.gpu_ids or () if gpu_id not in known]
         if missing:
-            problems.add(f"{model.path('pin.gpu_ids')} names GPU {missing[0]}, which {host.name} does not have: choose from {known}.")
+            problems.add(
+                f"{model.path('pin.gpu_ids')} names GPU {missing[0]}, which {host.name} does not have: choose from {known}.",
+                repair=Change(model.override_path("pin.gpu_ids"), None),
+            )
             sound = False
     return sound
 
@@ -168,6 +225,11 @@ def _parts(model: Model, variant: Variant, num_seqs: int, workers: int) -> tuple
     return -(-variant.weights_bytes // workers), -(-kv_cache // split), GPU_BASE_BYTES + activations
 
 
+def _bytes_on_one(model: Model, variant: Variant) -> int:
+    """Give what a variant takes of one GPU that has it alone, with its headroom."""
+    return sum(_parts(model, variant, model.min_num_seqs, 1)) * (100 + GPU_HEADROOM_PERCENT) // 100
+
+
 def _thousandths(model: Model, variant: Variant, num_seqs: int, workers: int, gpu: Gpu) -> int:
     """Utilization of one GPU, rounded up."""
     needed = sum(_parts(model, variant, num_seqs, workers)) * (100 + GPU_HEADROOM_PERCENT)
@@ -180,53 +242,137 @@ def _groups(host: Host) -> list[tuple[Gpu, ...]]:
     return [tuple(gpu for gpu in host.gpus if gpu.memory_bytes == size) for size in sizes]
 
 
-def _sizes(model: Model, variant: Variant, host: Host) -> list[int]:
-    """Numbers of workers with which a variant fits empty GPUs, smallest first."""
-    if model.pin.gpu_ids is not None:
-        pinned = [gpu for gpu in host.gpus if gpu.id in model.pin.gpu_ids]
-        options = [(len(pinned), pinned[0])] if len({gpu.memory_bytes for gpu in pinned}) == 1 else []
-    else:
-        options = [(count, group[0]) for group in _groups(host) for count in range(1, len(group) + 1)]
-    fitting = {
-        count
-        for count, gpu in options
-        if model.architecture.heads % count == 0
-        and count & (count - 1) == 0
-        and _thousandths(model, variant, model.min_num_seqs, count, gpu) <= GPU_LIMIT_THOUSANDTHS
-    }
-    return sorted(fitting)
+def _splits(model: Model, workers: int) -> bool:
+    """Tell whether a model can be split over workers.
+
+    Source: vllm/model_executor/models/{mixtral,llama}.py: the heads are dealt out evenly; heads of keys and values too,
+    or each is repeated on the same number of workers; vllm/model_executor/layers/linear.py: so is the feed-forward layer.
+    """
+    architecture = model.architecture
+    keys = architecture.kv_heads
+    even = keys % workers == 0 if keys >= workers else workers % keys == 0
+    return even and architecture.heads % workers == 0 and architecture.intermediate % workers == 0
 
 
-def _pack(models: Sequence[Model], chosen: Mapping[str, Variant], host: Host) -> dict[str, _Placed] | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Option:
+    """A number of GPUs of one size that a service could take."""
+
+    workers: int
+    gpu_ids: tuple[int, ...]
+    """All GPUs of that size that it may use."""
+    thousandths: int
+
+    def weight(self, sizes: Mapping[int, int]) -> int:
+        """Give what it takes of all GPUs, in thousandths of a byte."""
+        return self.workers * self.thousandths * sizes[self.gpu_ids[0]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """A service to be packed, in a variant."""
+
+    model: Model
+    options: tuple[_Option, ...]
+    """The fewest GPUs first, the largest GPUs first."""
+    size: int
+    """Bytes on each GPU of the first option."""
+    fewest: tuple[_Option, ...]
+    """The options with the fewest GPUs."""
+
+
+def _job(model: Model, variant: Variant, host: Host) -> _Job | None:
+    """Look up on how many empty GPUs of which size a variant fits, or None where on none."""
+    pinned = model.pin.gpu_ids
+    options: list[_Option] = []
+    for group in _groups(host):
+        usable = tuple(gpu.id for gpu in group if pinned is None or gpu.id in pinned)
+        for workers in range(1, len(usable) + 1) if pinned is None else [len(pinned)]:
+            if workers > len(usable) or not _splits(model, workers):
+                continue
+            thousandths = _thousandths(model, variant, model.min_num_seqs, workers, group[0])
+            if thousandths <= GPU_LIMIT_THOUSANDTHS:
+                options.append(_Option(workers=workers, gpu_ids=usable, thousandths=thousandths))
+    if not options:
+        return None
+    options.sort(key=lambda option: option.workers)
+    return _Job(
+        model=model,
+        options=tuple(options),
+        size=sum(_parts(model, variant, model.min_num_seqs, options[0].workers)),
+        fewest=tuple(option for option in options if option.workers == options[0].workers),
+    )
+
+
+def _pack(jobs: Sequence[_Job], host: Host, *, widest: bool) -> dict[str, _Placed] | None:
+    """Place all services, or None where there is no way (or none was found in time)."""
+    ordered = sorted(
+        jobs,
+        key=lambda job: (job.model.pin.gpu_ids is None, -job.options[0].workers, -job.size, job.model.request.port, job.model.name),
+    )
+    return _first_fit(ordered, host) or _Search(ordered, host, widest=widest).run()
+
+
+def _first_fit(jobs: Sequence[_Job], host: Host) -> dict[str, _Placed] | None:
+    """Place each service on the fewest GPUs that would do, the first ones that have room."""
     used = {gpu.id: 0 for gpu in host.gpus}
-    workers = {model.name: _sizes(model, chosen[model.name], host)[0] for model in models}
-
-    def order(model: Model) -> tuple[bool, int, int, int]:
-        size = sum(_parts(model, chosen[model.name], model.min_num_seqs, workers[model.name]))
-        return (model.pin.gpu_ids is None, -workers[model.name], -size, model.request.port)
-
     placed: dict[str, _Placed] = {}
-    for model in sorted(models, key=order):
-        spot = _spot(model, chosen[model.name], workers[model.name], used, host)
+    for job in jobs:
+        spot = next(_spots(job.fewest, used), None)
         if spot is None:
             return None
-        placed[model.name] = spot
+        placed[job.model.name] = spot
         for gpu_id in spot.gpu_ids:
             used[gpu_id] += spot.thousandths
     return placed
 
 
-def _spot(model: Model, variant: Variant, workers: int, used: Mapping[int, int], host: Host) -> _Placed | None:
-    for group in _groups(host):
-        thousandths = _thousandths(model, variant, model.min_num_seqs, workers, group[0])
-        roomy = [
-            gpu.id
-            for gpu in group
-            if used[gpu.id] + thousandths <= GPU_LIMIT_THOUSANDTHS and (model.pin.gpu_ids is None or gpu.id in model.pin.gpu_ids)
-        ]
-        if len(roomy) >= workers:
-            return _Placed(gpu_ids=tuple(roomy[:workers]), thousandths=thousandths)
-    return None
+def _spots(options: Sequence[_Option], used: Mapping[int, int]) -> Iterator[_Placed]:
+    """Give every place that a service can take; GPUs of one size in the same state count as one."""
+    for option in options:
+        roomy = [gpu_id for gpu_id in option.gpu_ids if used[gpu_id] + option.thousandths <= GPU_LIMIT_THOUSANDTHS]
+        seen: set[tuple[int, ...]] = set()
+        for gpu_ids in combinations(roomy, option.workers):
+            state = tuple(sorted(used[gpu_id] for gpu_id in gpu_ids))
+            if state not in seen:
+                seen.add(state)
+                yield _Placed(gpu_ids=gpu_ids, thousandths=option.thousandths)
+
+
+class _Search:
+    """Depth first over states that have not failed before."""
+
+    def __init__(self, jobs: Sequence[_Job], host: Host, *, widest: bool) -> None:
+        self.jobs = jobs
+        self.options = [job.options if widest else job.fewest for job in jobs]
+        self.sizes = {gpu.id: gpu.memory_bytes for gpu in host.gpus}
+        self.used = {gpu.id: 0 for gpu in host.gpus}
+        self.placed: dict[str, _Placed] = {}
+        self.failed: set[tuple[int, tuple[int, ...]]] = set()
+        # The least that the services from each step on take: where less is left on all GPUs, no way leads on.
+        least = [min(option.weight(self.sizes) for option in options) for options in self.options]
+        self.remaining = [sum(least[step:]) for step in range(len(jobs) + 1)]
+
+    def run(self) -> dict[str, _Placed] | None:
+        return dict(self.placed) if self._place(0) else None
+
+    def _place(self, step: int) -> bool:
+        if step == len(self.jobs):
+            return True
+        left = sum((GPU_LIMIT_THOUSANDTHS - used) * self.sizes[gpu_id] for gpu_id, used in self.used.items())
+        state = (step, tuple(self.used.values()))
+        if self.remaining[step] > left or state in self.failed or len(self.failed) >= MAX_STATES:
+            return False
+        for spot in _spots(self.options[step], self.used):
+            for gpu_id in spot.gpu_ids:
+                self.used[gpu_id] += spot.thousandths
+            self.placed[self.jobs[step].model.name] = spot
+            if self._place(step + 1):
+                return True
+            for gpu_id in spot.gpu_ids:
+                self.used[gpu_id] -= spot.thousandths
+        self.failed.add(state)
+        return False
 
 
 def _grow(models: Sequence[Model], chosen: Mapping[str, Variant], placed: Mapping[str, _Placed], host: Host) -> dict[str, GpuShare]:

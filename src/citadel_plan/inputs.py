@@ -157,6 +157,10 @@ class Model:
         root = "citadel_model_overrides" if key in self.overridden else "citadel_models"
         return f"{root}.{self.name}.{key}" if key else f"{root}.{self.name}"
 
+    def override_path(self, key: str) -> tuple[str, ...]:
+        """Give the path with which an operator sets a key, whoever has set it so far."""
+        return ("citadel_model_overrides", self.name, *key.split("."))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NumaNode:
@@ -164,6 +168,7 @@ class NumaNode:
 
     id: int
     cpu_ids: tuple[int, ...]
+    """Empty for a memory expander, whose memory no model service can use: vLLM binds to a node with CPUs."""
     memory_bytes: int
 
 

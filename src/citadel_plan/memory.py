@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from .inputs import Architecture, Model, Variant, WeightFormat
+from .inputs import Architecture, Isa, Model, Variant, WeightFormat
 from .units import GIB, MIB, round_up
 
 CPU_BLOCK_TOKENS: Final = 128
@@ -17,19 +17,32 @@ CPU_BLOCK_TOKENS: Final = 128
 CPU_CONCURRENT_BATCHES: Final = 1
 """Batches under way at a time: asynchronous scheduling is off on the CPU (platforms/cpu.py)."""
 
-RUNTIME_BASE_BYTES: Final = 1792 * MIB
-"""API server, engine core and worker, without weights, KV pool and activations.
+# What the processes of a service take, model or not: anonymous, shared and kernel memory of the cgroup, without weights
+# and KV pool. Measured on the lab host: vLLM 0.32, eager, two cores, AVX2, models of less than 1 MB, at idle.
+# To recalibrate, change these figures and nothing else: what they may be wrong by is HEADROOM's part, not theirs.
+API_SERVER_BYTES: Final = 417 * MIB
+"""The process that answers HTTP: Python, torch, tokenizer."""
 
-Measured: PSS 0.45 + 0.43 + 0.73 GiB for a model of under 1 MB with a 0.25 GiB pool, and 1.3 to 1.7 GiB of anonymous
-and shared memory in the cgroup beside the pool, eager, two cores. 1.75 GiB is the upper end of what was seen.
-"""
+ENGINE_CORE_BYTES: Final = 403 * MIB
+"""The process that schedules."""
+
+WORKER_BYTES: Final = 420 * MIB
+"""The process that computes, without what it holds of the model."""
+
+KERNEL_BYTES: Final = 10 * MIB
+"""Kernel memory of all three: page tables, sockets, stacks."""
+
+RUNTIME_BASE_BYTES: Final = API_SERVER_BYTES + ENGINE_CORE_BYTES + WORKER_BYTES + KERNEL_BYTES
 
 COMPILE_BYTES: Final = GIB
 """What torch.compile adds while it builds kernels at the first start. An estimate: nobody has measured it here."""
 
+# Safety, apart from the honest estimate above: a service that meets its limit is killed, not slowed.
 HEADROOM_PERCENT: Final = 5
-MIN_HEADROOM_BYTES: Final = 128 * MIB
-"""Fragmentation, page tables, kernel memory: a service that meets its limit is killed, not slowed."""
+"""Fragmentation and page tables (2 bytes of a thousand) grow with what is used."""
+
+MIN_HEADROOM_BYTES: Final = 512 * MIB
+"""Earlier measurements of the same processes lay between 1.3 and 1.7 GiB beside the pool: this covers the upper end."""
 
 KV_CACHE_ELEMENT_BYTES: Final = {"auto": 2, "fp8": 1}
 WEIGHT_ELEMENT_BYTES_PERCENT: Final = {
@@ -39,6 +52,12 @@ WEIGHT_ELEMENT_BYTES_PERCENT: Final = {
     WeightFormat.INT4: 52,
 }
 """Bytes of 100 parameters. int4 with groups of 128, a 16-bit scale and a 4-bit zero each: 0.51953 bytes."""
+
+_PARAMETER_BYTES: Final = 2
+"""A parameter that no quantization touches, in bf16."""
+
+_EMBEDDING_TABLES: Final = 2
+"""Input embedding and output head; each is packed for itself, also where they are one tensor."""
 
 _ACTIVATION_BYTES: Final = 2
 _LOGIT_BYTES: Final = 22
@@ -132,6 +151,19 @@ def activation_bytes(architecture: Architecture, *, max_num_batched_tokens: int,
     return tokens * per_token * _ACTIVATION_BYTES + num_seqs * architecture.vocabulary * _LOGIT_BYTES
 
 
+def packed_embeddings_bytes(architecture: Architecture, isa: Isa) -> int:
+    """Copies of embedding and output head in oneDNN's layout, which stay beside the originals.
+
+    Source: vllm/model_executor/layers/vocab_parallel_embedding.py, process_weights_after_loading calls
+    dispatch_cpu_unquantized_gemm with remove_weight=False for both tables, in every variant, as no quantization touches
+    them. Measured: creating the handler for a table of 500 MiB took 500 MiB more at once. With AVX2 alone oneDNN has
+    no bf16 product, vLLM falls back to torch's, and nothing is copied.
+    """
+    if isa is Isa.AVX2:
+        return 0
+    return _EMBEDDING_TABLES * architecture.vocabulary * architecture.hidden * _PARAMETER_BYTES
+
+
 def load_transient_bytes(architecture: Architecture, weight_format: WeightFormat) -> int:
     """Give what loading needs beside the weights: one module twice, while its layout is changed.
 
@@ -142,18 +174,21 @@ def load_transient_bytes(architecture: Architecture, weight_format: WeightFormat
     return -(-parameters * WEIGHT_ELEMENT_BYTES_PERCENT[weight_format] // 100)
 
 
-def runtime_bytes(model: Model, *, num_seqs: int) -> int:
-    """Sum up what the processes of a service take besides weights and KV pool."""
+def runtime_bytes(model: Model, *, num_seqs: int, isa: Isa) -> int:
+    """Sum up what the processes of a service take besides weights and KV pool.
+
+    An estimate of what is measured after a full batch, without any safety in it.
+    """
     compiling = 0 if model.engine.enforce_eager is not False else COMPILE_BYTES
     activations = activation_bytes(model.architecture, max_num_batched_tokens=model.engine.max_num_batched_tokens, num_seqs=num_seqs)
-    return RUNTIME_BASE_BYTES + compiling + activations
+    return RUNTIME_BASE_BYTES + compiling + activations + packed_embeddings_bytes(model.architecture, isa)
 
 
-def memory_needed(model: Model, variant: Variant, num_seqs: int) -> Memory:
+def memory_needed(model: Model, variant: Variant, num_seqs: int, isa: Isa) -> Memory:
     """Sum up what a service needs to hold ``num_seqs`` sequences of full context.
 
-    The headroom is at least what loading needs beyond the KV pool, which is allocated after the weights; it rounds
-    the sum up to a whole MiB.
+    The headroom is 5 %, half a GiB, or what loading needs beyond the KV pool, which is allocated after the weights:
+    the largest of the three. It rounds the sum up to a whole MiB.
     """
     kv_cache = kv_pool_bytes(
         model.architecture,
@@ -163,7 +198,7 @@ def memory_needed(model: Model, variant: Variant, num_seqs: int) -> Memory:
         num_seqs=num_seqs,
         block_tokens=CPU_BLOCK_TOKENS,
     )
-    runtime = runtime_bytes(model, num_seqs=num_seqs)
+    runtime = runtime_bytes(model, num_seqs=num_seqs, isa=isa)
     used = variant.weights_bytes + kv_cache + runtime
     headroom = max(
         -(-used * HEADROOM_PERCENT // 100),
@@ -178,7 +213,7 @@ def memory_needed(model: Model, variant: Variant, num_seqs: int) -> Memory:
     )
 
 
-def spend(model: Model, variant: Variant, granted_bytes: int) -> tuple[int, Memory]:
+def spend(model: Model, variant: Variant, granted_bytes: int, isa: Isa) -> tuple[int, Memory]:
     """Turn a grant into sequences.
 
     KV grows to the most sequences that fit, ``max_num_seqs`` at most; the rest is headroom, so that the limit stays
@@ -188,6 +223,7 @@ def spend(model: Model, variant: Variant, granted_bytes: int) -> tuple[int, Memo
         model: The service.
         variant: The chosen variant; at ``min_num_seqs`` it fits the grant.
         granted_bytes: The grant.
+        isa: The host's instruction set.
 
     Returns:
         The number of sequences, and the memory, whose total is the grant.
@@ -196,11 +232,11 @@ def spend(model: Model, variant: Variant, granted_bytes: int) -> tuple[int, Memo
     low, high = model.min_num_seqs, model.max_num_seqs
     while low < high:
         middle = (low + high + 1) // 2
-        if memory_needed(model, variant, middle).total_bytes <= granted_bytes:
+        if memory_needed(model, variant, middle, isa).total_bytes <= granted_bytes:
             low = middle
         else:
             high = middle - 1
-    needed = memory_needed(model, variant, low)
+    needed = memory_needed(model, variant, low, isa)
     surplus = granted_bytes - needed.total_bytes
     return low, Memory(
         weights_bytes=needed.weights_bytes,
@@ -216,4 +252,4 @@ def weights_bytes_by_formula(architecture: Architecture, weight_format: WeightFo
     Matches the published sizes of Mixtral bf16 and AWQ and of Phi-3 AWQ to the printed digit.
     """
     linear = architecture.linear_parameters * WEIGHT_ELEMENT_BYTES_PERCENT[weight_format] // 100
-    return linear + 2 * architecture.other_parameters
+    return linear + _PARAMETER_BYTES * architecture.other_parameters

@@ -27,8 +27,8 @@ from .inputs import (
     Variant,
     WeightFormat,
 )
-from .reader import Reader
-from .units import GIB, MIB, TIB
+from .reader import Reader, display
+from .units import GIB, MIB, TIB, gib
 
 if TYPE_CHECKING:
     from .catalogue import Catalogue
@@ -42,6 +42,8 @@ MAX_PORT: Final = 65535
 _FIRST_FREE_PORT: Final = 1024
 """Below it only root may listen, and none of our services runs as root."""
 _MAX_MEMORY: Final = 64 * TIB
+_MEMORY_TOLERANCE_PERCENT: Final = 1
+"""The kernel counts the memory of the host and that of its nodes at different times."""
 _MAX_STORAGE: Final = 1024 * TIB
 _MAX_PARAMETERS: Final = 10**13
 _MAX_CPUS: Final = 4096
@@ -63,6 +65,8 @@ OWNED_ARGUMENTS: Final = frozenset(
     {
         "--api-key",
         "--block-size",
+        "--config",
+        "--data-parallel-size",
         "--dtype",
         "--enforce-eager",
         "--gpu-memory-utilization",
@@ -73,13 +77,27 @@ OWNED_ARGUMENTS: Final = frozenset(
         "--max-num-batched-tokens",
         "--max-num-seqs",
         "--model",
+        "--no-enforce-eager",
+        "--num-gpu-blocks-override",
+        "--pipeline-parallel-size",
         "--port",
         "--quantization",
         "--served-model-name",
+        "--shutdown-timeout",
         "--tensor-parallel-size",
+        "--uds",
     }
 )
-"""Options of vLLM that the plan renders itself: a second value for one would make the plan untrue."""
+"""Options of vLLM that are rendered from the plan, or would make it untrue."""
+
+_SHORT_ARGUMENTS: Final = {
+    "-dp": "--data-parallel-size",
+    "-pp": "--pipeline-parallel-size",
+    "-q": "--quantization",
+    "-tp": "--tensor-parallel-size",
+}
+_ARGUMENT: Final = re.compile(r"[^\s\"'\\$%]+")
+"""systemd splits, unquotes and expands a command line; an argument without these characters reaches vLLM as it is."""
 
 
 def parse_models(catalogue: Catalogue, problems: Problems) -> tuple[Model, ...]:
@@ -208,9 +226,15 @@ def _parse_engine(reader: Reader, max_num_seqs: int) -> Engine:
         )
     extra_arguments = reader.texts("extra_arguments", default=())
     for argument in extra_arguments:
-        option = argument.split("=", 1)[0].replace("_", "-")
-        if option in OWNED_ARGUMENTS:
-            reader.complain("extra_arguments", f"sets {option}, which the plan decides: leave it out")
+        owned = _owned_argument(argument)
+        if owned is not None:
+            reader.complain("extra_arguments", f"sets {owned}, which the plan decides: leave it out")
+        if _ARGUMENT.fullmatch(argument) is None:
+            reader.complain(
+                "extra_arguments",
+                f"holds {display(argument)}: a space, quote, backslash, $ or % would not reach vLLM as it is; write one argument per"
+                " line, option and value as --option=value",
+            )
     engine = Engine(
         max_num_batched_tokens=batched,
         enforce_eager=reader.optional_flag("enforce_eager"),
@@ -219,6 +243,16 @@ def _parse_engine(reader: Reader, max_num_seqs: int) -> Engine:
     )
     reader.finish()
     return engine
+
+
+def _owned_argument(argument: str) -> str | None:
+    """Find the option that an argument sets, if it is one of the plan's: vLLM also takes unique beginnings of names."""
+    option = argument.split("=", 1)[0].replace("_", "-")
+    if option in _SHORT_ARGUMENTS:
+        return _SHORT_ARGUMENTS[option]
+    if not option.startswith("--") or len(option) <= len("--"):
+        return None
+    return min((owned for owned in OWNED_ARGUMENTS if owned.startswith(option)), default=None)
 
 
 def _parse_variants(parent: Reader, catalogue: Catalogue, name: str, problems: Problems) -> tuple[Variant, ...]:
@@ -363,11 +397,12 @@ def parse_host(name: str, value: object, problems: Problems) -> Host:
     """Read ``citadel_host_facts``, the same shape whether gathered or given."""
     reader = Reader(value, (HOST_FACTS,), ".".join, problems)
     memory_bytes = reader.integer("memory_bytes", low=256 * MIB, high=_MAX_MEMORY)
-    cpu_ids = _ids(reader, "cpus", reader.raw("cpus")) if reader.has("cpus") else ()
-    if not cpu_ids and not reader.has("cpus"):
-        reader.raw("cpus")
-    elif not cpu_ids:
+    cpus = reader.raw("cpus")
+    cpu_ids = _ids(reader, "cpus", cpus) if reader.has("cpus") and cpus != [] else ()
+    if reader.present("cpus") and cpus in (None, []):
         reader.complain("cpus", "holds no CPU: list the host's logical CPUs")
+    if len(cpu_ids) > _MAX_CPUS:
+        reader.complain("cpus", f"holds {len(cpu_ids)} CPUs, more than the {_MAX_CPUS} that are planned for")
     nodes = _parse_numa_nodes(reader, cpu_ids, memory_bytes, problems)
     host = Host(
         name=name,
@@ -412,27 +447,38 @@ def _parse_cores(reader: Reader, cpu_ids: tuple[int, ...]) -> tuple[tuple[int, .
 def _parse_numa_nodes(parent: Reader, cpu_ids: tuple[int, ...], memory_bytes: int, problems: Problems) -> tuple[NumaNode, ...]:
     nodes: list[NumaNode] = []
     owner: dict[int, int] = {}
+    sound = True
     for position, item in enumerate(parent.items("numa_nodes", required=False)):
         reader = Reader(item, (HOST_FACTS, f"numa_nodes[{position}]"), ".".join, problems)
         node_id = reader.integer("id", low=0, high=4095)
-        node_cpus = _ids(reader, "cpus", reader.raw("cpus"))
+        node_cpus = _node_cpus(reader)
         node_memory = reader.integer("memory_bytes", low=0, high=_MAX_MEMORY)
         reader.finish()
         for cpu in node_cpus:
             if owner.setdefault(cpu, node_id) != node_id:
-                reader.complain("cpus", f"names CPU {cpu}, which node {owner[cpu]} has already")
+                reader.complain("cpus", f"names CPU {cpu}, which node {owner[cpu]} has already: list each CPU in one node")
         if any(node.id == node_id for node in nodes):
-            reader.complain("id", "is the id of another node already")
-        usable = tuple(cpu for cpu in node_cpus if cpu in set(cpu_ids))
-        # A node without CPUs (memory expanders) can run nothing and vLLM would never bind to it.
-        if usable:
-            nodes.append(NumaNode(id=node_id, cpu_ids=usable, memory_bytes=node_memory))
+            reader.complain("id", "is the id of another node already: number the nodes as the kernel does")
+        sound = sound and reader.usable
+        nodes.append(NumaNode(id=node_id, cpu_ids=tuple(cpu for cpu in node_cpus if cpu in set(cpu_ids)), memory_bytes=node_memory))
     if not nodes:
         return (NumaNode(id=0, cpu_ids=cpu_ids, memory_bytes=memory_bytes),)
     stray = sorted(set(cpu_ids) - set(owner))
-    if stray:
+    if stray and sound:
         problems.add(f"{HOST_FACTS}.numa_nodes has no node for CPU {stray[0]} of {HOST_FACTS}.cpus: list every CPU in one node.")
+    together = sum(node.memory_bytes for node in nodes)
+    if not problems and together > memory_bytes * (100 + _MEMORY_TOLERANCE_PERCENT) // 100:
+        problems.add(
+            f"{HOST_FACTS}.numa_nodes have {gib(together)} together, which is more than {HOST_FACTS}.memory_bytes ({gib(memory_bytes)}):"
+            " take all of them from the same host."
+        )
     return tuple(sorted(nodes, key=lambda node: node.id))
+
+
+def _node_cpus(reader: Reader) -> tuple[int, ...]:
+    """Read the CPUs of a node; the kernel's list is empty for a node of memory only."""
+    value = reader.raw("cpus")
+    return () if value in ("", []) or not reader.present("cpus") else _ids(reader, "cpus", value)
 
 
 def _parse_gpus(parent: Reader, problems: Problems) -> tuple[Gpu, ...]:

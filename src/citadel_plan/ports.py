@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from .problems import Change
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -28,6 +30,9 @@ OWN_UNITS: Final = frozenset({"haproxy.service", "prometheus.service", "promethe
 OWN_UNIT_PREFIX: Final = "citadel-"
 
 _MAX_PORT: Final = 65535
+_OFFSETS: Final = (0, METRICS_OFFSET, STATE_OFFSET, UPSTREAM_OFFSET)
+_FIRST_MOVE: Final = 11400
+"""Where a free port is looked for: the specification's range and what follows it."""
 _ANY_ADDRESS: Final = frozenset({"", "*", "0.0.0.0", "::"})  # noqa: S104 - what others listen on
 _LOOPBACK: Final = "127.0.0.1"
 
@@ -62,6 +67,8 @@ class Derived:
     service: str = ""
     path: str = ""
     """The value of the inventory that moves it, where one does."""
+    override: tuple[str, ...] = ()
+    """Where an operator sets that value."""
 
     @property
     def role(self) -> str:
@@ -80,10 +87,34 @@ def check_ports(models: Sequence[Model], host: Host, settings: Settings, problem
 
     """
     derived = [*_service_listeners(models), *_platform_listeners(settings)]
-    _check_api_ports(models, problems)
-    _check_collisions(derived, problems)
-    _check_range(derived, settings.ephemeral_ports, problems)
-    _check_foreign(derived, foreign_listeners(host.listeners), problems)
+    foreign = foreign_listeners(host.listeners)
+    mover = _Mover(derived, settings.ephemeral_ports, foreign)
+    _check_api_ports(models, mover, problems)
+    _check_collisions(derived, mover, problems)
+    _check_range(derived, settings.ephemeral_ports, mover, problems)
+    _check_foreign(derived, foreign, mover, problems)
+
+
+class _Mover:
+    """Finds ports that nobody has, for whoever has to move: one each."""
+
+    def __init__(self, derived: Iterable[Derived], ephemeral: tuple[int, int], foreign: Iterable[Listener]) -> None:
+        self._taken = {listener.port for listener in derived} | {listener.port for listener in foreign}
+        self._ephemeral = range(ephemeral[0], ephemeral[1] + 1)
+        self._moved: dict[tuple[str, ...], Change | None] = {}
+
+    def move(self, listener: Derived) -> Change | None:
+        """Give the change that moves a listener, or None where it has no port of the inventory or none is left."""
+        if listener.override and listener.override not in self._moved:
+            offsets = _OFFSETS if listener.service else (0,)
+            port = next((port for port in range(_FIRST_MOVE, _MAX_PORT) if self._free(port, offsets)), None)
+            self._moved[listener.override] = None if port is None else Change(listener.override, port)
+            self._taken.update(() if port is None else (port + offset for offset in offsets))
+        return self._moved.get(listener.override)
+
+    def _free(self, port: int, offsets: Iterable[int]) -> bool:
+        wanted = [port + offset for offset in offsets]
+        return all(each <= _MAX_PORT and each not in self._taken and each not in self._ephemeral for each in wanted)
 
 
 def _service_listeners(models: Iterable[Model]) -> list[Derived]:
@@ -94,6 +125,7 @@ def _service_listeners(models: Iterable[Model]) -> list[Derived]:
             kind=kind,
             service=model.name,
             path=model.path("request.port"),
+            override=model.override_path("request.port"),
         )
         for model in models
         for side, kind, offset in (
@@ -107,23 +139,33 @@ def _service_listeners(models: Iterable[Model]) -> list[Derived]:
 
 
 def _platform_listeners(settings: Settings) -> list[Derived]:
-    gateway, prometheus = "citadel_plan_settings.gateway.port", "citadel_plan_settings.prometheus_port"
+    gateway, prometheus = ("citadel_plan_settings", "gateway", "port"), ("citadel_plan_settings", "prometheus_port")
     return [
-        *(Derived(side=side, port=settings.gateway.port, kind=Kind.GATEWAY, path=gateway) for side in Side),
-        *(Derived(side=side, port=settings.prometheus_port, kind=Kind.PROMETHEUS, path=prometheus) for side in Side),
+        *(
+            Derived(side=side, port=port, kind=kind, path=".".join(override), override=override)
+            for kind, port, override in (
+                (Kind.GATEWAY, settings.gateway.port, gateway),
+                (Kind.PROMETHEUS, settings.prometheus_port, prometheus),
+            )
+            for side in Side
+        ),
         Derived(side=Side.LOOPBACK, port=EDGE_STATS_PORT, kind=Kind.EDGE_STATS),
         Derived(side=Side.LOOPBACK, port=NODE_EXPORTER_PORT, kind=Kind.NODE_EXPORTER),
     ]
 
 
-def _check_api_ports(models: Sequence[Model], problems: Problems) -> None:
+def _check_api_ports(models: Sequence[Model], mover: _Mover, problems: Problems) -> None:
     by_port: dict[int, Model] = {}
     for model in models:
         other = by_port.setdefault(model.request.port, model)
         if other is not model:
+            # What the operator has moved is what can move again.
+            key = "request.port"
+            moves = other if key in other.overridden and key not in model.overridden else model
             problems.add(
                 f"{model.path('request.port')} is {model.request.port}, which {other.path('request.port')} has already:"
-                " give each model a port of its own."
+                " give each model a port of its own.",
+                repair=mover.move(_service_listeners([moves])[0]),
             )
 
 
@@ -137,27 +179,31 @@ def _may_meet(one: Derived, other: Derived) -> bool:
     return len(kinds) == 1 or (one.side is Side.SERVER and kinds == {Kind.API, Kind.METRICS})
 
 
-def _check_collisions(derived: Sequence[Derived], problems: Problems) -> None:
+def _check_collisions(derived: Sequence[Derived], mover: _Mover, problems: Problems) -> None:
     taken: dict[tuple[Side, int], list[Derived]] = {}
     for listener in derived:
         others = taken.setdefault((listener.side, listener.port), [])
         for other in others:
             if not _may_meet(listener, other):
                 paths = " or ".join(sorted({path for path in (listener.path, other.path) if path}))
-                problems.add(f"Port {listener.port} on {listener.side} is wanted by {other.role} and by {listener.role}: change {paths}.")
+                problems.add(
+                    f"Port {listener.port} on {listener.side} is wanted by {other.role} and by {listener.role}: change {paths}.",
+                    repair=mover.move(listener) or mover.move(other),
+                )
         others.append(listener)
 
 
-def _check_range(derived: Sequence[Derived], ephemeral: tuple[int, int], problems: Problems) -> None:
+def _check_range(derived: Sequence[Derived], ephemeral: tuple[int, int], mover: _Mover, problems: Problems) -> None:
     first, last = ephemeral
     for listener in derived:
         cure = f"change {listener.path}" if listener.path else "narrow net.ipv4.ip_local_port_range"
         if listener.port > _MAX_PORT:
-            problems.add(f"Port {listener.port} for {listener.role} is beyond {_MAX_PORT}: {cure}.")
+            problems.add(f"Port {listener.port} for {listener.role} is beyond {_MAX_PORT}: {cure}.", repair=mover.move(listener))
         elif first <= listener.port <= last:
             problems.add(
                 f"Port {listener.port} for {listener.role} is inside the ephemeral range {first}-{last}, where the"
-                f" kernel may hand it to an outgoing connection: {cure}."
+                f" kernel may hand it to an outgoing connection: {cure}.",
+                repair=mover.move(listener),
             )
 
 
@@ -182,7 +228,7 @@ def _sides_of(address: str) -> frozenset[Side]:
     return frozenset({Side.SERVER})
 
 
-def _check_foreign(derived: Sequence[Derived], foreign: Sequence[Listener], problems: Problems) -> None:
+def _check_foreign(derived: Sequence[Derived], foreign: Sequence[Listener], mover: _Mover, problems: Problems) -> None:
     by_port: dict[int, list[Listener]] = {}
     for listener in foreign:
         by_port.setdefault(listener.port, []).append(listener)
@@ -192,7 +238,7 @@ def _check_foreign(derived: Sequence[Derived], foreign: Sequence[Listener], prob
                 continue
             who = theirs.unit or "a program that belongs to no unit"
             cure = f" or change {ours.path}" if ours.path else ""
-            problems.add(f"Port {ours.port} for {ours.role} is taken by {who} on {theirs.address}: stop it{cure}.")
+            problems.add(f"Port {ours.port} for {ours.role} is taken by {who} on {theirs.address}: stop it{cure}.", repair=mover.move(ours))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

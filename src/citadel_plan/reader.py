@@ -31,6 +31,9 @@ def display(value: object) -> str:
         return "empty"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        # In one order, whatever that of the inventory: the same input gives the same sentence.
+        value = {key: value[key] for key in sorted(value, key=str)}
     text = f'"{value}"' if isinstance(value, str) else str(value)
     return text if len(text) <= _DISPLAY_LIMIT else text[: _DISPLAY_LIMIT - 3] + "..."
 
@@ -68,12 +71,16 @@ class Reader:
         """Tell whether a key is there and not empty."""
         return self._data.get(key) is not None
 
+    def present(self, key: str) -> bool:
+        """Tell whether a key is there, be it empty."""
+        return key in self._data
+
     def _take(self, key: str, *, required: bool) -> object:
         self._known.append(key)
         value = self._data.get(key, _MISSING)
         if value is _MISSING and required and self.usable:
-            near = [word for word in self._data if word not in self._known]
-            typo = difflib.get_close_matches(key, sorted(near), n=1, cutoff=0.75)
+            near = sorted(str(word) for word in self._data if word not in self._known)
+            typo = difflib.get_close_matches(key, near, n=1, cutoff=0.75)
             hint = f' (there is a "{typo[0]}": is that a misspelling?)' if typo else ""
             self._problems.add(f"{self.name(key)} is missing{hint}: set it.")
         return value
@@ -206,7 +213,7 @@ class Reader:
 
     def finish(self) -> None:
         """Note every key that nothing has asked for."""
-        for key in self._data:
+        for key in sorted(self._data, key=str):
             if key not in self._known:
                 spare = [word for word in self._known if word not in self._data] or self._known
                 hint = did_you_mean(str(key), spare) or did_you_mean(str(key), self._known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .problems import Kind
 from .units import MIB, gib
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ class Storage:
     free_bytes: int
     reserved_bytes: int
 
+    @property
+    def usable_bytes(self) -> int:
+        """What weights may take."""
+        return max(0, self.free_bytes - self.reserved_bytes)
+
 
 def storage_needed(variant: Variant) -> int:
     """Bytes of a model's folder."""
@@ -44,14 +50,15 @@ def check_storage(storage: Storage, largest: Sequence[tuple[str, int]], problems
         Warnings.
 
     """
-    usable = max(0, storage.free_bytes - storage.reserved_bytes)
+    usable = storage.usable_bytes
     if storage.needed_bytes > usable:
         parts = ", ".join(f"{name} {gib(size)}" for name, size in sorted(largest, key=lambda item: (-item[1], item[0])))
         problems.add(
             f"The weights need {gib(storage.needed_bytes)} ({parts}) but {gib(usable)} of disk are usable"
             f" ({gib(storage.free_bytes)} free, {gib(storage.reserved_bytes)} kept by"
-            f" citadel_plan_settings.storage_reserve): free {gib(storage.needed_bytes - usable)}, or set"
-            " enabled: false on a model."
+            f" citadel_plan_settings.storage_reserve), {gib(storage.needed_bytes - usable)} too little: free them, or set"
+            " enabled: false on a model.",
+            kind=Kind.SIZE,
         )
     if storage.requested_bytes > storage.free_bytes:
         return [

@@ -9,6 +9,11 @@ from typing import Any
 import yaml
 
 from citadel_plan import Plan, PlanError, plan
+from citadel_plan.catalogue import merge_catalogue
+from citadel_plan.inputs import Isa, Model
+from citadel_plan.memory import memory_needed
+from citadel_plan.parse import parse_models
+from citadel_plan.problems import Problems, Suggestion
 
 PROJECT = Path(__file__).resolve().parents[2]
 INVENTORY = PROJECT / "inventory" / "group_vars" / "all"
@@ -84,13 +89,49 @@ def production_plan(
     )
 
 
-def problems_of(**arguments: object) -> tuple[str, ...]:
-    """Give the sentences with which a plan is refused; fails where it is not."""
+def refusal_of(**arguments: object) -> PlanError:
+    """Give the refusal of a plan; fails where it is not refused."""
     try:
         production_plan(**arguments)
     except PlanError as error:
-        return error.problems
+        return error
     raise AssertionError("the plan was not refused")
+
+
+def problems_of(**arguments: object) -> tuple[str, ...]:
+    """Give the sentences with which a plan is refused; fails where it is not."""
+    return refusal_of(**arguments).problems
+
+
+def with_suggestion(suggestion: Suggestion, overrides: object, changed_settings: dict[str, Any]) -> tuple[Any, Any]:
+    """Set what a suggestion says, as an operator would: written down anew, without the planner's own help."""
+    data: dict[str, Any] = {
+        "citadel_model_overrides": copy.deepcopy(overrides) or {},
+        "citadel_plan_settings": copy.deepcopy(changed_settings),
+    }
+    for change in suggestion.changes:
+        target = data
+        for key in change.path[:-1]:
+            if not isinstance(target.get(key), dict):
+                target[key] = {}
+            target = target[key]
+        target[change.path[-1]] = change.value
+    return data["citadel_model_overrides"], data["citadel_plan_settings"]
+
+
+def parsed_models(overrides: object = None) -> dict[str, Model]:
+    """Read the production catalogue as the plan does, by service name."""
+    problems = Problems("test")
+    models = parse_models(merge_catalogue(production_models(), overrides, problems), problems)
+    problems.raise_if_any()
+    return {model.name: model for model in models}
+
+
+def need_bytes(name: str, variant_name: str, isa: Isa = Isa.AMX) -> int:
+    """Give what a service of the production catalogue needs at least: its formulas are tested elsewhere."""
+    model = parsed_models()[name]
+    variant = next(variant for variant in model.variants if variant.name == variant_name)
+    return memory_needed(model, variant, model.min_num_seqs, isa).total_bytes
 
 
 def tiny_overrides(memory: str = "2560MiB") -> dict[str, Any]:

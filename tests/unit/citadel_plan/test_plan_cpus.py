@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from citadel_plan.cpus import deal_cores
-from unit.plan_examples import GIB, host_facts, problems_of, production_plan
+from citadel_plan.id_lists import parse_ids
+from unit.plan_examples import GIB, host_facts, problems_of, production_models, production_plan
 
 
 def small_host(cores: int, memory_gib: float = 125.6, **changes: object) -> dict[str, Any]:
@@ -139,43 +140,153 @@ def test_a_request_beyond_a_node_is_cut_down_to_it() -> None:
     assert mixtral.memory_max_bytes == 61 * GIB
     assert mixtral.numa_nodes == (0,)
     assert {service.numa_nodes for service in plan.services[1:]} == {(1,)}
-    assert "mixtral-8x7b: requested 90.0 GiB, and the 61.0 GiB of a NUMA node are granted" in plan.warnings
-    assert problems_of(facts=host_facts(memory_gib=128, nodes=2), policy="strict")[0] == (
+    assert "mixtral-8x7b: requested 90.0 GiB and granted 61.0 GiB, as NUMA node 0 has 61.0 GiB for services" in plan.warnings
+
+
+def test_strict_refuses_a_request_beyond_a_node() -> None:
+    assert problems_of(facts=host_facts(memory_gib=128, nodes=2), policy="strict")[-1] == (
         "citadel_models.mixtral-8x7b.request.memory is 90.0 GiB, which is more than the 61.0 GiB that a NUMA node has for a service, and"
-        ' vLLM keeps a model on one node: lower it to "62464MiB".'
+        " vLLM keeps a model on one node: lower it."
     )
 
 
 def test_a_model_that_fits_no_node_is_refused() -> None:
     # bf16 needs 102 G; a node has 93 of 96 G.
-    problems = problems_of(facts=host_facts(memory_gib=192, nodes=2), overrides={"mixtral-8x7b": {"pin": {"variant": "bf16"}}})
-    assert problems[0].startswith("citadel_models.mixtral-8x7b needs 102.1 GiB at least, and no NUMA node has more than 93.0 GiB")
-
-
-def test_services_that_do_not_fit_the_nodes_together_are_refused() -> None:
-    # Nodes of 64 G (61 usable): three services of 40 G find two nodes.
-    overrides = {
-        "mixtral-8x7b": {"enabled": False},
-        **{name: {"request": {"memory": "40GiB"}} for name in ("hermes-2", "openchat-3.5")},
-        "phi-3-mini": {"request": {"memory": "39GiB"}},
-    }
-    (problem,) = problems_of(facts=host_facts(memory_gib=128, nodes=2), overrides=overrides)
-    assert problem == (
-        "The services do not fit the NUMA nodes of hx-llm-server-01, and vLLM keeps each model on one node: hermes-2 40.0 GiB,"
-        " openchat-3.5 40.0 GiB, phi-3-mini 39.0 GiB; there is room for node 0 61.0 GiB, node 1 61.0 GiB. Lower request.memory of the"
-        " largest, or set enabled: false on one."
+    (problem,) = problems_of(facts=host_facts(memory_gib=192, nodes=2), overrides={"mixtral-8x7b": {"pin": {"variant": "bf16"}}})
+    assert problem.startswith("citadel_models.mixtral-8x7b needs 102.")
+    assert problem.endswith(
+        "GiB at least, and no NUMA node has more than 93.0 GiB for a service, and vLLM keeps a model on one node: take a smaller"
+        " variant, or lower context_tokens or min_num_seqs."
     )
 
 
+def exact(sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Overrides that ask for exactly these sizes, in GiB, for the three small models."""
+    names = ("hermes-2", "openchat-3.5", "phi-3-mini")
+    return {
+        "mixtral-8x7b": {"enabled": False},
+        **{name: {"pin": {"memory": f"{size}GiB"}} for name, size in zip(names, sizes, strict=True)},
+    }
+
+
+def test_services_that_do_not_fit_the_nodes_together_are_refused() -> None:
+    # Nodes of 64 G (61 usable): three services of 40 G find two nodes. Cut down to 21 the third finds room: 40 + 21 = 61.
+    facts = host_facts(memory_gib=128, nodes=2)
+    (problem,) = problems_of(facts=facts, overrides=exact((40, 40, 22)))
+    assert problem == (
+        "The services do not fit the NUMA nodes of hx-llm-server-01, and vLLM keeps each model on one node: hermes-2 40.0 GiB,"
+        " openchat-3.5 40.0 GiB, phi-3-mini 22.0 GiB at least; there is room for node 0 61.0 GiB, node 1 61.0 GiB: take smaller"
+        " variants or shorter contexts, or set enabled: false on a model."
+    )
+    assert production_plan(facts=facts, overrides=exact((40, 40, 21))).services[2].numa_nodes[0] in {0, 1}
+
+
+def test_requests_are_cut_as_little_as_the_nodes_allow() -> None:
+    # Three requests of 40 G on two nodes of 61: two share one, and the one with the larger slack gives the 19 that are missing.
+    names = ("hermes-2", "openchat-3.5", "phi-3-mini")
+    overrides = {"mixtral-8x7b": {"enabled": False}, **{name: {"request": {"memory": "40GiB"}} for name in names}}
+    facts = host_facts(memory_gib=128, nodes=2)
+    facts["memory_bytes"] += 8 * GIB  # so that the sum of the requests is no obstacle
+    plan = production_plan(facts=facts, overrides=overrides)
+    assert sorted(service.memory_max_bytes / GIB for service in plan.services) == [21, 40, 40]
+
+
+def test_a_placement_is_found_where_first_fit_finds_none() -> None:
+    # Nodes of 61 usable. By port as by size, 30 + 24 share one node and 3 x 18 the other, and neither has 12 left. But 30 + 18 + 12 and
+    # 24 + 18 + 18.
+    template = production_models()["phi-3-mini"]
+    sizes = (30, 24, 18, 18, 18, 12)
+    entries = {
+        f"model-{number}": {**template, "request": {**template["request"], "port": 11400 + number}, "pin": {"memory": f"{size}GiB"}}
+        for number, size in enumerate(sizes)
+    }
+    facts = host_facts(memory_gib=128, nodes=2)
+    facts["memory_bytes"] = 140 * GIB  # so that the gateway's 2 are no obstacle
+    plan = production_plan(facts=facts, models=entries)
+    on_node = [sum(size for size, service in zip(sizes, plan.services, strict=True) if service.numa_nodes[0] == node) for node in (0, 1)]
+    assert on_node == [60, 60]
+
+
+def test_a_node_more_does_not_turn_a_plan_into_a_refusal() -> None:
+    # Asked for 60 G on nodes of 59 usable: cut to 59. One node larger by 1 G would, if it set the measure for both, leave one out.
+    overrides = {
+        "mixtral-8x7b": {"enabled": False},
+        "phi-3-mini": {"enabled": False},
+        **{name: {"request": {"memory": "60GiB"}} for name in ("hermes-2", "openchat-3.5")},
+    }
+    facts = host_facts(memory_gib=124, nodes=2)
+    facts["memory_bytes"] += 16 * GIB
+    larger = {**facts, "numa_nodes": [{**facts["numa_nodes"][0], "memory_bytes": 63 * GIB}, facts["numa_nodes"][1]]}
+    for each in (facts, larger):
+        plan = production_plan(facts=each, overrides=overrides)
+        assert {service.numa_nodes for service in plan.services} == {(0,), (1,)}
+
+
+def test_memory_that_no_cpu_has_is_of_no_use_to_a_model() -> None:
+    # An expander of 96 G beside one node of 64: 160 in all, but vLLM binds to the node of the CPUs, 61.6 without its part of the reserve.
+    facts = host_facts(memory_gib=160)
+    facts["numa_nodes"] = [
+        {"id": 0, "cpus": "0-23", "memory_bytes": 64 * GIB},
+        {"id": 1, "cpus": "", "memory_bytes": 96 * GIB},
+    ]
+    (problem,) = problems_of(facts=facts)
+    assert "there is room for node 0 61.6 GiB" in problem
+    small = {"mixtral-8x7b": {"enabled": False}}
+    assert {service.numa_nodes for service in production_plan(facts=facts, overrides=small).services} == {(0,)}
+
+
+def test_nodes_are_no_walls_for_memory_with_cards() -> None:
+    # Host memory of a CUDA worker is bound to no node: 90 G are granted though each node has 64.
+    facts = host_facts(memory_gib=128, nodes=2, gpus_gib=(141,))
+    assert production_plan(facts=facts).services[0].memory_max_bytes == 90 * GIB
+
+
 def test_a_set_spans_nodes_only_where_it_must() -> None:
-    # Four nodes of 4 cores: no node has the 6 that Mixtral is dealt.
-    # It takes node 0 and two of node 3, and the gateway has what is left.
+    # Four nodes of 4 cores: no node has the 6 that Mixtral is dealt. The largest first, each where most cores are left: Mixtral has node 0
+    # to itself and two cores of another; everybody else stays at home.
     plan = production_plan(facts=host_facts(memory_gib=512, cores=16, nodes=4))
     mixtral = plan.services[0]
+    assert mixtral.numa_nodes[0] == 0
     assert len(mixtral.numa_nodes) == 2
-    assert mixtral.omp_threads_bind is not None
+    assert len(parse_ids(mixtral.omp_threads_bind or "")) == 6
     assert any(warning.startswith("mixtral-8x7b: its 6 cores span NUMA nodes") for warning in plan.warnings)
     assert all(len(service.numa_nodes) == 1 for service in plan.services[1:])
+
+
+def test_services_that_must_share_a_node_each_have_a_core_there() -> None:
+    # Node 0 has 100 G and 4 of 24 cores, node 1 has 20 G: memory puts Hermes-2 and OpenChat (40 each) on node 0, where both want 4 cores.
+    # Two each there and two elsewhere, behind the two of Phi-3.
+    facts = host_facts(memory_gib=120)
+    facts["numa_nodes"] = [{"id": 0, "cpus": "0-3", "memory_bytes": 100 * GIB}, {"id": 1, "cpus": "4-23", "memory_bytes": 20 * GIB}]
+    plan = production_plan(facts=facts, overrides=exact((40, 40, 12)))
+    assert [service.numa_nodes for service in plan.services] == [(0, 1), (0, 1), (1,)]
+    assert [service.cpu_set for service in plan.services[:2]] == ["0-1,6-7", "2-3,8-9"]
+    assert all(service.cpus_exclusive for service in plan.services)
+
+
+def test_without_a_core_for_each_at_home_all_share() -> None:
+    # As before, but node 0 has a single core for two services.
+    facts = host_facts(memory_gib=120)
+    facts["numa_nodes"] = [{"id": 0, "cpus": "0", "memory_bytes": 100 * GIB}, {"id": 1, "cpus": "1-23", "memory_bytes": 20 * GIB}]
+    plan = production_plan(facts=facts, overrides=exact((40, 40, 12)))
+    assert [service.numa_nodes[0] for service in plan.services] == [0, 0, 1]
+    assert {service.cpu_set for service in plan.services} == {"0-23"}
+    assert [service.omp_threads_bind for service in plan.services] == ["0", "0", "1-23"]
+    assert (
+        "cpus: not every service finds a core on the NUMA node that holds its memory: all share them, in proportion to their weights"
+        in plan.warnings
+    )
+
+
+def test_the_memory_node_comes_first_whatever_its_number() -> None:
+    # What AllowedMemoryNodes= and CPU_VISIBLE_MEMORY_NODES are rendered from. Memory puts Hermes-2 on node 1, which has 2 cores;
+    # the two others come from node 0, behind those of Phi-3.
+    facts = host_facts(memory_gib=120, cores=8)
+    facts["numa_nodes"] = [{"id": 0, "cpus": "0-5", "memory_bytes": 20 * GIB}, {"id": 1, "cpus": "6-7", "memory_bytes": 100 * GIB}]
+    overrides = {"mixtral-8x7b": {"enabled": False}, "openchat-3.5": {"enabled": False}, "hermes-2": {"pin": {"memory": "40GiB"}}}
+    hermes = production_plan(facts=facts, overrides=overrides, gateway={"cpus": 1}).services[0]
+    assert hermes.numa_nodes == (1, 0)
+    assert hermes.cpu_set == "2-3,6-7"
 
 
 def test_a_pinned_set_is_kept_and_nobody_else_gets_it() -> None:
@@ -195,3 +306,37 @@ def test_pins_that_cannot_be_kept_are_refused() -> None:
         "citadel_model_overrides.phi-3-mini.pin.cpu_set is 3-4, which shares a core (CPU 3) with"
         " citadel_model_overrides.hermes-2.pin.cpu_set: choose sets that do not overlap.",
     )
+
+
+def test_a_pin_keeps_its_cores_where_the_others_share() -> None:
+    # Four cores for five: Hermes-2 has pinned one of them, the others share three.
+    plan = production_plan(facts=small_host(4), overrides={"hermes-2": {"pin": {"cpu_set": "1"}}})
+    assert [service.cpu_set for service in plan.services] == ["0,2-3", "1", "0,2-3", "0,2-3"]
+    assert [service.cpus_exclusive for service in plan.services] == [False, True, False, False]
+    assert plan.gateway.cpu_set == "0,2-3"
+
+
+def test_a_pin_on_every_core_is_shared() -> None:
+    plan = production_plan(facts=small_host(2), overrides={"hermes-2": {"pin": {"cpu_set": "0-1"}}})
+    assert {service.cpu_set for service in plan.services} == {"0-1"}
+    assert not any(service.cpus_exclusive for service in plan.services)
+
+
+def test_a_pin_of_one_thread_keeps_the_other_one_free() -> None:
+    facts = host_facts(cores=48, thread_siblings=[f"{core},{core + 24}" for core in range(24)])
+    plan = production_plan(facts=facts, overrides={"hermes-2": {"pin": {"cpu_set": "0-3"}}})
+    assert plan.services[1].cpu_set == "0-3"
+    others = {cpu for entry in (*plan.services, plan.gateway) if entry.name != "hermes-2" for cpu in parse_ids(entry.cpu_set)}
+    assert others.isdisjoint({0, 1, 2, 3, 24, 25, 26, 27})
+
+
+def test_a_pinned_set_decides_the_node_and_is_refused_where_that_has_no_memory() -> None:
+    # Node 1 has 20 G, 19 usable.
+    facts = host_facts(memory_gib=120)
+    facts["numa_nodes"] = [{"id": 0, "cpus": "0-11", "memory_bytes": 100 * GIB}, {"id": 1, "cpus": "12-23", "memory_bytes": 20 * GIB}]
+    overrides = exact((40, 12, 12))
+    overrides["hermes-2"]["pin"]["cpu_set"] = "0-3"
+    assert production_plan(facts=facts, overrides=overrides).services[0].numa_nodes == (0,)
+    overrides["hermes-2"]["pin"]["cpu_set"] = "12-15"
+    (problem,) = problems_of(facts=facts, overrides=overrides)
+    assert "hermes-2 40.0 GiB (citadel_model_overrides.hermes-2.pin.cpu_set puts it on node 1)" in problem

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from citadel_plan.catalogue import merge_catalogue
 from citadel_plan.inputs import Device, Isa
-from citadel_plan.parse import parse_models
-from citadel_plan.problems import Problems
 from citadel_plan.variants import why_not
-from unit.plan_examples import host_facts, problems_of, production_models
-
-if TYPE_CHECKING:
-    from citadel_plan.inputs import Model
+from unit.plan_examples import host_facts, parsed_models, problems_of
 
 EVERYWHERE = {Isa.AVX2, Isa.AVX512, Isa.AMX}
-
-
-def parsed(overrides: dict[str, object]) -> dict[str, Model]:
-    problems = Problems("test")
-    models = parse_models(merge_catalogue(production_models(), overrides, problems), problems)
-    problems.raise_if_any()
-    return {entry.name: entry for entry in models}
 
 
 @pytest.mark.parametrize(
@@ -43,21 +28,38 @@ def parsed(overrides: dict[str, object]) -> dict[str, Model]:
 )
 def test_matrix_on_the_cpu(name: str, weight_format: str, kv_cache_dtype: str, runs_on: set[Isa]) -> None:
     override = {name: {"variants": [{"name": "bf16", "weight_format": weight_format, "kv_cache_dtype": kv_cache_dtype}]}}
-    model = parsed(override)[name]
+    model = parsed_models(override)[name]
     found = {isa for isa in Isa if why_not(model.variants[0], model.architecture, Device.CPU, isa) is None}
     assert found == runs_on
 
 
 def test_fp8_cache_needs_heads_of_32() -> None:
-    model = parsed({"phi-3-mini": {"architecture": {"head_dim": 80}, "variants": [{"name": "bf16", "kv_cache_dtype": "fp8"}]}})[
+    model = parsed_models({"phi-3-mini": {"architecture": {"head_dim": 80}, "variants": [{"name": "bf16", "kv_cache_dtype": "fp8"}]}})[
         "phi-3-mini"
     ]
     reason = why_not(model.variants[0], model.architecture, Device.CPU, Isa.AMX)
     assert reason == "an fp8 KV cache needs a head_dim that 32 divides"
 
 
+@pytest.mark.parametrize(
+    ("architecture", "weight_format", "reason"),
+    [
+        ({"head_dim": 72}, "bf16", "attention on a CPU has no head_dim of 72"),
+        ({"head_dim": 80}, "bf16", None),  # with 16 divides, with a slower kernel
+        ({"intermediate": 14352}, "int4", "int4 on a CPU needs layers whose hidden and intermediate sizes 32 divides"),
+        ({"hidden": 4112}, "int4", "int4 on a CPU needs layers whose hidden and intermediate sizes 32 divides"),
+        ({"hidden": 4112}, "int8", None),
+    ],
+)
+def test_dimensions_that_no_kernel_has(architecture: dict[str, int], weight_format: str, reason: str | None) -> None:
+    override = {"hermes-2": {"architecture": architecture, "variants": [{"name": "bf16", "weight_format": weight_format}]}}
+    model = parsed_models(override)["hermes-2"]
+    assert why_not(model.variants[0], model.architecture, Device.CPU, Isa.AMX) == reason
+    assert why_not(model.variants[0], model.architecture, Device.CUDA, None) is None
+
+
 def test_everything_runs_on_cuda() -> None:
-    for model in parsed({}).values():
+    for model in parsed_models({}).values():
         assert all(why_not(variant, model.architecture, Device.CUDA, None) is None for variant in model.variants)
 
 
