@@ -18,7 +18,8 @@ CPU_CONCURRENT_BATCHES: Final = 1
 """Batches under way at a time: asynchronous scheduling is off on the CPU (platforms/cpu.py)."""
 
 # What the processes of a service take, model or not: anonymous, shared and kernel memory of the cgroup, without weights
-# and KV pool. Measured on the lab host: vLLM 0.32, eager, two cores, AVX2, models of less than 1 MB, at idle.
+# and KV pool. Measured on the lab host: vLLM 0.32, eager, two cores, models of less than 1 MB, at idle; predicted beside
+# measured there (playbooks/compare.yml): -1.3 to +0.9 % at idle, -0.7 to +3.1 % with every sequence at full context.
 # To recalibrate, change these figures and nothing else: what they may be wrong by is HEADROOM's part, not theirs.
 API_SERVER_BYTES: Final = 417 * MIB
 """The process that answers HTTP: Python, torch, tokenizer."""
@@ -41,8 +42,9 @@ COMPILE_BYTES: Final = GIB
 HEADROOM_PERCENT: Final = 5
 """Fragmentation and page tables (2 bytes of a thousand) grow with what is used."""
 
-MIN_HEADROOM_BYTES: Final = 512 * MIB
-"""Earlier measurements of the same processes lay between 1.3 and 1.7 GiB beside the pool: this covers the upper end."""
+MIN_HEADROOM_BYTES: Final = 256 * MIB
+"""For small models: a full load took up to 43 MiB more than predicted on the lab host (playbooks/compare.yml, four tiny
+models, every sequence at full context); the rest keeps mapped libraries from being read again and again from disk."""
 
 KV_CACHE_ELEMENT_BYTES: Final = {"auto": 2, "fp8": 1}
 WEIGHT_ELEMENT_BYTES_PERCENT: Final = {
