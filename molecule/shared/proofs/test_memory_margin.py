@@ -62,7 +62,9 @@ def healthy(gateway_port: int, name: str) -> bool:
 def survives(server: Host, gateway_port: int, service: dict[str, Any], limit_bytes: int) -> bool:
     """Start the service with another limit and put a full load on it; the first kill decides, whatever systemd does after it."""
     unit = service["unit"]
-    server.check_output(f"systemctl stop {unit}; systemctl set-property --runtime {unit} MemoryMax={limit_bytes}; systemctl start {unit}")
+    change = f"systemctl stop {unit}; systemctl reset-failed {unit}; systemctl set-property --runtime {unit} MemoryMax={limit_bytes}"
+    if server.run(f"{change} && systemctl start {unit}").rc != 0:
+        return False
     deadline = time.monotonic() + START_SECONDS
     while not healthy(gateway_port, service["name"]):
         if restarts(server, unit) or time.monotonic() > deadline:
