@@ -1,6 +1,6 @@
 """What holds for any inventory and any host, found by hypothesis: whatever is planned is sound, whatever is suggested plans.
 
-The examples of all properties together are more than 3,000; the first alone has 2,000.
+The first property alone has 2,000 examples, all of them together some 3,000.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def shuffled(value: object, order: random.Random) -> object:
     return {key: shuffled(value[key], order) for key in keys}
 
 
-@settings(relaxed, max_examples=300)
+@settings(relaxed, max_examples=200)
 @given(models=inventories(), facts=hosts(), policy=policies, seed=st.integers(0, 2**32))
 def test_the_same_input_gives_the_same_bytes_in_any_order(models: dict[str, Any], facts: dict[str, Any], policy: str, seed: int) -> None:
     def bytes_of(*given_models: Any) -> str:  # noqa: ANN401
@@ -287,7 +287,7 @@ def test_the_same_input_gives_the_same_bytes_in_any_order(models: dict[str, Any]
     assert one == bytes_of(shuffled(models, order))
 
 
-@settings(relaxed, max_examples=300)
+@settings(relaxed, max_examples=150)
 @given(models=inventories(), facts=hosts())
 def test_planning_what_was_planned_changes_nothing(models: dict[str, Any], facts: dict[str, Any]) -> None:
     first = planned(models, facts, "rebalance")
@@ -313,7 +313,7 @@ def test_planning_what_was_planned_changes_nothing(models: dict[str, Any], facts
     assert [[entry[key] for key in keys] for entry in second["services"]] == [[entry[key] for key in keys] for entry in first["services"]]
 
 
-@settings(relaxed, max_examples=500)
+@settings(relaxed, max_examples=400)
 @given(models=inventories(), facts=hosts(), policy=policies, more=st.lists(st.integers(0, 64), min_size=4, max_size=4))
 def test_more_memory_never_turns_a_plan_into_a_refusal(models: dict[str, Any], facts: dict[str, Any], policy: str, more: list[int]) -> None:
     larger = {
