@@ -278,6 +278,36 @@ def test_without_a_core_for_each_at_home_all_share() -> None:
     )
 
 
+def test_cores_of_ones_own_are_worth_more_than_the_whole_request() -> None:
+    # Node 0 has 90 usable and one core, node 1 has 30 and 23 cores. Asked for 40 each both would be on node 0; cut down to 30 one of them
+    # finds memory and cores on node 1.
+    facts = host_facts(memory_gib=126)
+    facts["numa_nodes"] = [{"id": 0, "cpus": "0", "memory_bytes": 94.5 * GIB}, {"id": 1, "cpus": "1-23", "memory_bytes": 31.5 * GIB}]
+    facts["numa_nodes"] = [{**node, "memory_bytes": int(node["memory_bytes"])} for node in facts["numa_nodes"]]
+    overrides = {
+        "mixtral-8x7b": {"enabled": False},
+        "phi-3-mini": {"enabled": False},
+        **{name: {"request": {"memory": "40GiB"}} for name in ("hermes-2", "openchat-3.5")},
+    }
+    plan = production_plan(facts=facts, overrides=overrides)
+    assert {service.numa_nodes[0]: service.memory_max_bytes / GIB for service in plan.services} == {0: 40, 1: 30}
+    assert all(service.cpus_exclusive for service in plan.services)
+
+
+def test_a_spanning_set_begins_at_home_where_it_can() -> None:
+    # vLLM takes the node of the lowest CPU that computes. Node 1 holds Hermes-2 with 2 of its 4 cores; nodes 0 and 2 have cores to spare.
+    facts = host_facts(memory_gib=120)
+    facts["numa_nodes"] = [
+        {"id": 0, "cpus": "0-7", "memory_bytes": 15 * GIB},
+        {"id": 1, "cpus": "8-9", "memory_bytes": 90 * GIB},
+        {"id": 2, "cpus": "10-23", "memory_bytes": 15 * GIB},
+    ]
+    overrides = {"mixtral-8x7b": {"enabled": False}, "openchat-3.5": {"enabled": False}, "hermes-2": {"pin": {"memory": "40GiB"}}}
+    hermes = production_plan(facts=facts, overrides=overrides).services[0]
+    assert hermes.numa_nodes == (1, 2)
+    assert hermes.omp_threads_bind == "8-11"
+
+
 def test_the_memory_node_comes_first_whatever_its_number() -> None:
     # What AllowedMemoryNodes= and CPU_VISIBLE_MEMORY_NODES are rendered from. Memory puts Hermes-2 on node 1, which has 2 cores;
     # the two others come from node 0, behind those of Phi-3.
