@@ -191,6 +191,13 @@ def test_requests_are_cut_as_little_as_the_nodes_allow() -> None:
     assert sorted(service.memory_max_bytes / GIB for service in plan.services) == [21, 40, 40]
 
 
+def test_a_request_that_no_node_holds_does_not_press_the_others_together() -> None:
+    # Three nodes of 64, 62 usable: Mixtral asks for 90 and gets 62; the two that ask for 40 get them, each on a node of its own.
+    overrides = {"phi-3-mini": {"enabled": False}, **{name: {"request": {"memory": "40GiB"}} for name in ("hermes-2", "openchat-3.5")}}
+    plan = production_plan(facts=host_facts(memory_gib=192, nodes=3), overrides=overrides)
+    assert [service.memory_max_bytes / GIB for service in plan.services] == [62, 40, 40]
+
+
 def test_a_placement_is_found_where_first_fit_finds_none() -> None:
     # Nodes of 61 usable. By port as by size, 30 + 24 share one node and 3 x 18 the other, and neither has 12 left. But 30 + 18 + 12 and
     # 24 + 18 + 18.
