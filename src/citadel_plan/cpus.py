@@ -352,7 +352,9 @@ class Dealer:
         for model in self._waiting:
             missing = self._counts[model.name] - len(chosen[model.name])
             if missing:
-                more = self._from_few_nodes(left, missing)
+                # Behind its own cores where it can be, so that the lowest CPU of its threads is at home.
+                behind = [core for core in left if core > chosen[model.name][0]]
+                more = self._from_few_nodes(behind if len(behind) >= missing else left, missing)
                 chosen[model.name] += more
                 left = [core for core in left if core not in more]
                 warnings.append(f"{model.name}: its {self._counts[model.name]} cores span NUMA nodes, no node had them free")

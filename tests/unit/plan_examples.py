@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ MIB = 2**20
 GIB = 2**30
 
 
-def production_models() -> dict[str, Any]:
-    """Read citadel_models as committed; the one variable in it is filled in."""
+@cache
+def _catalogue() -> dict[str, Any]:
     text = (INVENTORY / "models.yml").read_text(encoding="utf-8")
     data = yaml.safe_load(text.replace("{{ citadel_own_models_folder }}", "/srv/citadel/models"))
     models: dict[str, Any] = data["citadel_models"]
-    return copy.deepcopy(models)
+    return models
+
+
+def production_models() -> dict[str, Any]:
+    """Read citadel_models as committed; the one variable in it is filled in."""
+    return copy.deepcopy(_catalogue())
 
 
 def settings(**changes: object) -> dict[str, Any]:

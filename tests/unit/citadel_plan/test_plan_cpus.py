@@ -191,6 +191,13 @@ def test_requests_are_cut_as_little_as_the_nodes_allow() -> None:
     assert sorted(service.memory_max_bytes / GIB for service in plan.services) == [21, 40, 40]
 
 
+def test_a_request_that_no_node_holds_does_not_press_the_others_together() -> None:
+    # Three nodes of 64, 62 usable: Mixtral asks for 90 and gets 62; the two that ask for 40 get them, each on a node of its own.
+    overrides = {"phi-3-mini": {"enabled": False}, **{name: {"request": {"memory": "40GiB"}} for name in ("hermes-2", "openchat-3.5")}}
+    plan = production_plan(facts=host_facts(memory_gib=192, nodes=3), overrides=overrides)
+    assert [service.memory_max_bytes / GIB for service in plan.services] == [62, 40, 40]
+
+
 def test_a_placement_is_found_where_first_fit_finds_none() -> None:
     # Nodes of 61 usable. By port as by size, 30 + 24 share one node and 3 x 18 the other, and neither has 12 left. But 30 + 18 + 12 and
     # 24 + 18 + 18.
@@ -276,6 +283,36 @@ def test_without_a_core_for_each_at_home_all_share() -> None:
         "cpus: not every service finds a core on the NUMA node that holds its memory: all share them, in proportion to their weights"
         in plan.warnings
     )
+
+
+def test_cores_of_ones_own_are_worth_more_than_the_whole_request() -> None:
+    # Node 0 has 90 usable and one core, node 1 has 30 and 23 cores. Asked for 40 each both would be on node 0; cut down to 30 one of them
+    # finds memory and cores on node 1.
+    facts = host_facts(memory_gib=126)
+    facts["numa_nodes"] = [{"id": 0, "cpus": "0", "memory_bytes": 94.5 * GIB}, {"id": 1, "cpus": "1-23", "memory_bytes": 31.5 * GIB}]
+    facts["numa_nodes"] = [{**node, "memory_bytes": int(node["memory_bytes"])} for node in facts["numa_nodes"]]
+    overrides = {
+        "mixtral-8x7b": {"enabled": False},
+        "phi-3-mini": {"enabled": False},
+        **{name: {"request": {"memory": "40GiB"}} for name in ("hermes-2", "openchat-3.5")},
+    }
+    plan = production_plan(facts=facts, overrides=overrides)
+    assert {service.numa_nodes[0]: service.memory_max_bytes / GIB for service in plan.services} == {0: 40, 1: 30}
+    assert all(service.cpus_exclusive for service in plan.services)
+
+
+def test_a_spanning_set_begins_at_home_where_it_can() -> None:
+    # vLLM takes the node of the lowest CPU that computes. Node 1 holds Hermes-2 with 2 of its 4 cores; nodes 0 and 2 have cores to spare.
+    facts = host_facts(memory_gib=120)
+    facts["numa_nodes"] = [
+        {"id": 0, "cpus": "0-7", "memory_bytes": 15 * GIB},
+        {"id": 1, "cpus": "8-9", "memory_bytes": 90 * GIB},
+        {"id": 2, "cpus": "10-23", "memory_bytes": 15 * GIB},
+    ]
+    overrides = {"mixtral-8x7b": {"enabled": False}, "openchat-3.5": {"enabled": False}, "hermes-2": {"pin": {"memory": "40GiB"}}}
+    hermes = production_plan(facts=facts, overrides=overrides).services[0]
+    assert hermes.numa_nodes == (1, 2)
+    assert hermes.omp_threads_bind == "8-9,12-13"  # 10 and 11 are Phi-3's
 
 
 def test_the_memory_node_comes_first_whatever_its_number() -> None:

@@ -109,6 +109,31 @@ def test_heads_are_dealt_out_evenly(architecture: dict[str, int], workers: int) 
     assert plan.services[0].tensor_parallel_size == workers
 
 
+def test_a_feed_forward_layer_that_cannot_be_dealt_out_keeps_a_model_on_one_card() -> None:
+    models = production_models()
+    models["hermes-2"]["architecture"] |= {"intermediate": 14335}
+    models["hermes-2"]["variants"] = [models["hermes-2"]["variants"][0] | {"weights_bytes": 34 * GIB}]
+    (problem,) = problems_of(models={"hermes-2": models["hermes-2"]}, facts=gpu_host(24, 24, 24, 24))
+    assert problem.startswith("citadel_models.hermes-2 fits no GPU of hx-llm-server-01")
+
+
+def test_a_service_spreads_over_more_cards_than_it_needs_where_it_finds_no_room_otherwise() -> None:
+    # Three services of 14.0 G on two cards of 24, 22.8 usable: one each, and the third on both, 7.9 on each.
+    template = production_models()["phi-3-mini"]
+    variant = template["variants"][0] | {"weights_bytes": int(10.4 * GIB)}
+    models = {
+        f"model-{number}": {
+            **template,
+            "request": {**template["request"], "port": 11400 + 2 * number},
+            "max_num_seqs": 2,
+            "variants": [variant],
+        }
+        for number in range(3)
+    }
+    plan = production_plan(models=models, facts=gpu_host(24, 24))
+    assert sorted(service.gpu_ids for service in plan.services) == [(0,), (0, 1), (1,)]
+
+
 def test_services_that_first_fit_leaves_out_are_placed() -> None:
     # Two cards of 100 G, 95 usable. Needs of 47.4, 37.9, three of 28.4 and 18.9: weights + 3.2 of cache and runtime, with 3 %. The largest
     # first, 47.4 + 37.9 share one card and 3 x 28.4 the other, and neither has 18.9 left. But 47.4 + 28.4 + 18.9 and 37.9 + 28.4 + 28.4.

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from citadel_plan import PlanError, plan
-from citadel_plan.suggestions import _VARIABLES, MAX_TRIALS
+from citadel_plan.suggestions import _VARIABLES, MAX_TRIALS, MIN_CONTEXT_TOKENS
 from unit.plan_examples import (
     GIB,
     HOST,
@@ -137,6 +137,14 @@ def test_the_longest_context_that_fits_is_found() -> None:
             host_facts=facts,
             settings=settings(),
         )
+
+
+def test_what_several_have_to_give_is_shared_out() -> None:
+    # AVX-512, 125.6 G: 8.5 too little, and Mixtral's context alone is good for 8.1. Neither is left with the shortest one.
+    refusal = refusal_of(facts=host_facts(memory_gib=125.6, isa="avx512"))
+    contexts = values(refusal, "a shorter context for mixtral-8x7b and hermes-2")
+    assert len(contexts) == 2
+    assert all(isinstance(tokens, int) and tokens > MIN_CONTEXT_TOKENS for tokens in contexts.values())
 
 
 def test_an_answer_longer_than_the_new_context_is_taken_back() -> None:
