@@ -27,6 +27,7 @@ RESTART_KEYS: Final = (
     "omp_threads_bind",
     "numa_nodes",
     "load_timeout_seconds",
+    "stall_timeout_seconds",
 )
 """What ends in a service's command line, environment or unit, or in what its threads and memory are bound to."""
 

@@ -27,7 +27,7 @@ PINNED = {
 ROLES_NEED = [
     "description", "specialisation", "target_latency_milliseconds", "modes", "max_output_tokens", "source", "dtype", "quantization",
     "kv_cache_dtype", "block_tokens", "max_num_batched_tokens", "tensor_parallel_size", "enforce_eager", "omp_threads_bind",
-    "load_timeout_seconds", "extra_arguments", "expected_weights_bytes", "cpus_exclusive",
+    "load_timeout_seconds", "stall_timeout_seconds", "extra_arguments", "expected_weights_bytes", "cpus_exclusive",
 ]  # fmt: skip
 
 
@@ -287,6 +287,7 @@ def test_a_change_is_told_with_both_figures() -> None:
                 "context_tokens: 8192 -> 4096",
                 "max_num_seqs: 5 -> 10",
                 f"kv_cache_bytes: {(5 * 64 + 1) * 16 * MIB} -> {(10 * 33 + 1) * 16 * MIB}",
+                "stall_timeout_seconds: 247 -> 225",
                 "cpu_weight: 400 -> 5",
             ],
         }
