@@ -11,7 +11,7 @@ from .diff import diff_plans
 from .problems import PlanError
 from .report import plan_table
 from .result import Plan
-from .targets import list_metrics_targets
+from .targets import list_metrics_targets, list_state_targets
 from .upstreams import list_upstreams
 from .variable_names import variable_name_problems
 
@@ -22,6 +22,7 @@ __all__ = [
     "comparison_table",
     "diff_plans",
     "list_metrics_targets",
+    "list_state_targets",
     "list_upstreams",
     "plan",
     "plan_table",

@@ -47,14 +47,15 @@ def test_a_new_limit_leaves_what_needs_a_restart_alone() -> None:
 
 def test_the_command_replaces_the_template_s_own() -> None:
     service = directives(rendered("10-exec.conf"))
-    command = shlex.split(service["ExecStart"][0])
+    words = shlex.split(service["ExecStart"][0])
     assert len(service["ExecStart"]) == 1
+    command = words[words.index("--") + 1 :]
     assert command[0] == "/opt/citadel/runtime/litellm/1.106.2/bin/litellm"
     arguments = dict(zip(command[1::2], command[2::2], strict=True))
     assert (arguments["--host"], arguments["--port"], arguments["--num_workers"]) == ("127.0.0.1", "8000", "3")
     assert service["CPUAffinity"] == ["18-21"]
     assert service["User"] == service["Group"] == ["citadel-gateway"]
-    lines = rendered("10-exec.conf").split("ExecStart=")[-1].split("\nExecStartPost=")[0].splitlines()
+    lines = rendered("10-exec.conf").split("ExecStart=")[-1].split("\nTimeoutStartSec=")[0].splitlines()
     assert all(line.endswith(" \\") for line in lines[:-1])
     assert not lines[-1].endswith("\\")
 

@@ -29,10 +29,16 @@ def rendered(role: str, template: str, values: dict[str, Any]) -> str:
     return render(PROJECT / "roles" / role / "templates" / template, values)
 
 
-def arguments(unit: str) -> list[str]:
-    """Arguments of the last ExecStart, as systemd joins the lines."""
+def command(unit: str) -> list[str]:
+    """Words of the last ExecStart, as systemd joins the lines."""
     line = re.findall(r"^ExecStart=(.+)$", unit.replace("\\\n", " "), re.MULTILINE)[-1]
     return shlex.split(line)
+
+
+def arguments(unit: str) -> list[str]:
+    """What vLLM is given: all that follows PYTHON -m MODULE behind the supervisor's own options."""
+    words = command(unit)
+    return words[words.index("--") + 4 :]
 
 
 def write_units(folder: Path, plan: dict[str, Any]) -> list[str]:
@@ -47,7 +53,7 @@ def write_units(folder: Path, plan: dict[str, Any]) -> list[str]:
         drop_ins.mkdir()
         for name in ("10-exec.conf", "20-resources.conf"):
             (drop_ins / name).write_text(rendered("model_service", f"{name}.j2", model_variables(plan, service)))
-    for program in ("/bin/sh", "/bin/rm", PYTHON, "/opt/citadel/libexec/citadel-wait-until-ready"):
+    for program in ("/bin/sh", "/bin/rm", "/usr/bin/python3", PYTHON):
         path = folder / program.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\n")
@@ -127,7 +133,7 @@ def parse_by_vllm(lists: list[list[str]], names: str) -> subprocess.CompletedPro
 
 
 def test_vllm_understands_the_arguments(plan: dict[str, Any]) -> None:
-    lists = [arguments(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)))[3:] for service in plan["services"]]
+    lists = [arguments(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service))) for service in plan["services"]]
     result = parse_by_vllm(lists, "port,max_model_len,max_num_seqs,kv_cache_memory_bytes,served_model_name,host")
     assert result.returncode == 0, result.stderr
     for service, line in zip(plan["services"], result.stdout.splitlines(), strict=True):

@@ -127,12 +127,12 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
 # --- what HTTP tells ---
 
 
-def ask(port: int, path: str, *, seconds: float, body: object = None) -> str:
-    """Send one request to 127.0.0.1:port, a POST where there is a body, and return the text of the answer.
+def ask(where: tuple[str, int], path: str, *, seconds: float, body: object = None) -> str:
+    """Send one request to an address and port, a POST where there is a body, and return the text of the answer.
 
     Raises UnansweredError where there is none within `seconds`, or another status than 200.
     """
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=seconds)
+    connection = http.client.HTTPConnection(*where, timeout=seconds)
     try:
         if body is None:
             connection.request("GET", path)
@@ -191,9 +191,9 @@ class ModelService:
 
     works = "generating"
 
-    def __init__(self, *, name: str, port: int, weights: Path) -> None:
+    def __init__(self, *, name: str, where: tuple[str, int], weights: Path) -> None:
         self._name = name
-        self._port = port
+        self._where = where
         self._weights = Path(os.path.realpath(weights))
         self._loading = False
 
@@ -212,15 +212,15 @@ class ModelService:
         return "starting the engine" if engine else "starting the API server"
 
     def answers(self) -> None:
-        ask(self._port, "/health", seconds=ANSWER_SECONDS)
+        ask(self._where, "/health", seconds=ANSWER_SECONDS)
 
     def work(self, seconds: float) -> None:
         # A token's number instead of a text: no tokenizer has a say in whether the engine lives.
         body = {"model": self._name, "prompt": [1], "max_tokens": 1, "temperature": 0}
-        ask(self._port, "/v1/completions", seconds=seconds, body=body)
+        ask(self._where, "/v1/completions", seconds=seconds, body=body)
 
     def sample(self) -> Sample:
-        return read_metrics(ask(self._port, "/metrics", seconds=ANSWER_SECONDS))
+        return read_metrics(ask(self._where, "/metrics", seconds=ANSWER_SECONDS))
 
 
 class HttpService:
@@ -228,8 +228,8 @@ class HttpService:
 
     works = "answering"
 
-    def __init__(self, *, port: int, ready_path: str, alive_path: str) -> None:
-        self._port = port
+    def __init__(self, *, where: tuple[str, int], ready_path: str, alive_path: str) -> None:
+        self._where = where
         self._ready_path = ready_path
         self._alive_path = alive_path
         self._answered = 0
@@ -238,10 +238,10 @@ class HttpService:
         return f"starting {len(processes)} processes" if len(processes) > 1 else "starting"
 
     def answers(self) -> None:
-        ask(self._port, self._ready_path, seconds=ANSWER_SECONDS)
+        ask(self._where, self._ready_path, seconds=ANSWER_SECONDS)
 
     def work(self, seconds: float) -> None:
-        ask(self._port, self._alive_path, seconds=seconds)
+        ask(self._where, self._alive_path, seconds=seconds)
 
     def sample(self) -> Sample:
         self.work(ANSWER_SECONDS)
@@ -686,7 +686,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     """Read the command line: the options, and the command after --; ends the program with a sentence where it is wrong."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--name", required=True, help="name of the service; vLLM's served model name")
-    common.add_argument("--port", type=int, required=True, help="port on 127.0.0.1 that the service listens on")
+    common.add_argument("--address", default=LOOPBACK, help="address that the service listens on")
+    common.add_argument("--port", type=int, required=True, help="port that the service listens on")
     common.add_argument("--state-port", type=int, help="port on 127.0.0.1 for GET /state and /metrics of the supervisor")
     common.add_argument("--start-timeout-seconds", type=float, required=True, help="TimeoutStartSec of the unit, for the status text")
     common.add_argument("--stall-timeout-seconds", type=float, required=True, help="longest time without any result while it works")
@@ -713,11 +714,12 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
 
 def main() -> int:
     options, command = parse_arguments(sys.argv[1:])
+    where = (options.address, options.port)
     service: Service
     if options.kind == "model":
-        service = ModelService(name=options.name, port=options.port, weights=options.weights)
+        service = ModelService(name=options.name, where=where, weights=options.weights)
     else:
-        service = HttpService(port=options.port, ready_path=options.ready_path, alive_path=options.alive_path)
+        service = HttpService(where=where, ready_path=options.ready_path, alive_path=options.alive_path)
     return Supervisor(options, service, command).run()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from citadel_plan import diff_plans, list_metrics_targets, list_upstreams, plan_table
+from citadel_plan import diff_plans, list_metrics_targets, list_state_targets, list_upstreams, plan_table
 from unit.plan_examples import HOST, PROJECT, host_facts, production_plan
 
 PLAY = """
@@ -28,6 +28,7 @@ PLAY = """
       table: "{{ planned | citadel_plan_table }}"
       upstreams: "{{ everybody | citadel_upstreams(host=inventory_hostname) }}"
       targets: "{{ everybody | citadel_metrics_targets }}"
+      states: "{{ everybody | citadel_state_targets(host=inventory_hostname) }}"
       unchanged: "{{ planned | citadel_plan_diff(planned) }}"
       fresh: "{{ {} | citadel_plan_diff(planned) }}"
   tasks:
@@ -64,6 +65,7 @@ def test_the_committed_inventory_gives_the_same_plan_through_ansible(tmp_path: P
     assert results["table"] == plan_table(expected)
     assert results["upstreams"] == list_upstreams(everybody, host=HOST)
     assert results["targets"] == list_metrics_targets(everybody)
+    assert results["states"] == list_state_targets(everybody, host=HOST)
     assert results["unchanged"] == diff_plans(expected, expected)
     assert len(results["fresh"]["restart"]) == 5
 
@@ -82,7 +84,8 @@ def test_a_refusal_reaches_the_operator_as_sentences(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["citadel_plan", "citadel_plan_diff", "citadel_plan_table", "citadel_upstreams", "citadel_metrics_targets"]
+    "name",
+    ["citadel_plan", "citadel_plan_diff", "citadel_plan_table", "citadel_upstreams", "citadel_metrics_targets", "citadel_state_targets"],
 )
 def test_each_filter_is_documented_beside_the_code(name: str) -> None:
     documentation = yaml.safe_load((PROJECT / "filter_plugins" / f"{name}.yml").read_text(encoding="utf-8"))
