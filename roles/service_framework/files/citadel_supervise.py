@@ -40,7 +40,6 @@ STATES = ("process", "loaded", "generating", "hung")
 EX_CONFIG = 78
 
 TICK_SECONDS = 0.5
-SAMPLE_SECONDS = 5.0
 PING_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 """How long one answer to a question about health or metrics may take; the next one is asked after it."""
@@ -341,7 +340,7 @@ class Liveness:
         how = "asleep" if asleep else "using the CPU"
         if self._silent:
             return f"it has not answered for {now - since:.0f} s, {how}"
-        return f"no token for {now - since:.0f} s, not even one that it was asked for, {self._running} requests running, its workers {how}"
+        return f"no token for {now - since:.0f} s, not even one that it was asked for; requests running: {self._running}; its workers {how}"
 
     @property
     def _running(self) -> int:
@@ -528,8 +527,6 @@ class Supervisor:
     def _until_it_answers(self) -> int | None:
         call = Call(self._service.answers)
         while True:
-            if (status := self._pause()) is not None:
-                return status
             processes = session_processes(self._child.pid)
             for process in processes:
                 if process.title.startswith(ENGINE_TITLES):
@@ -539,6 +536,8 @@ class Supervisor:
                     return None
                 call = Call(self._service.answers)
             self._show("process", self._service.phase(processes))
+            if (status := self._pause()) is not None:
+                return status
 
     def _until_it_works(self) -> int | None:
         seconds = max(ANSWER_SECONDS, self._deadline - time.time())
@@ -566,7 +565,7 @@ class Supervisor:
             if working is not None and working.done:
                 liveness.work_done(now) if working.error is None else liveness.work_refused(now)
                 working = None
-            if sampling.done and now - sampled_at >= SAMPLE_SECONDS:
+            if sampling.done and now - sampled_at >= self._options.sample_seconds:
                 self._observe(liveness, now, sampling.result)
                 if working is None and liveness.wants_work(now):
                     working = Call(lambda: self._service.work(self._limits.stall_seconds + ANSWER_SECONDS))
@@ -691,6 +690,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     common.add_argument("--state-port", type=int, help="port on 127.0.0.1 for GET /state and /metrics of the supervisor")
     common.add_argument("--start-timeout-seconds", type=float, required=True, help="TimeoutStartSec of the unit, for the status text")
     common.add_argument("--stall-timeout-seconds", type=float, required=True, help="longest time without any result while it works")
+    common.add_argument("--sample-seconds", type=float, default=5, help="time between two looks at what it counts")
     common.add_argument("--idle-seconds", type=float, default=30, help="time without any count after which it is given work")
     common.add_argument("--busy-seconds", type=float, default=10, help="the same while requests are running")
     common.add_argument("--asleep-seconds", type=float, default=30, help="longest time without CPU use while an answer is owed")
