@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from citadel_supervise import parse_arguments
 from gateway.harness import ROLE, directives, plan, role_variables
 from rendering import render
 
@@ -58,6 +59,14 @@ def test_the_command_replaces_the_template_s_own() -> None:
     lines = rendered("10-exec.conf").split("ExecStart=")[-1].split("\nTimeoutStartSec=")[0].splitlines()
     assert all(line.endswith(" \\") for line in lines[:-1])
     assert not lines[-1].endswith("\\")
+
+
+def test_the_supervisor_understands_its_options() -> None:
+    words = shlex.split(directives(rendered("10-exec.conf"))["ExecStart"][0])
+    assert words[:3] == ["/usr/bin/python3", "-I", "/opt/citadel/libexec/citadel_supervise.py"]
+    options, _ = parse_arguments(words[3:])
+    assert (options.kind, options.address, options.port, options.state_port) == ("http", "127.0.0.1", 8000, None)
+    assert (options.ready_path, options.alive_path) == ("/health/readiness", "/health/liveliness")
 
 
 @pytest.mark.parametrize(("workers", "count_in_files"), [(1, False), (2, True)])

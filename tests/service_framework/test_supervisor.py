@@ -24,7 +24,7 @@ SHARDS = 12
 READY = {"engine": True, "worker": True, "listen": True}
 
 # What the tests shorten; the rest is as on a host.
-QUICK = {"sample-seconds": 0.2, "idle-seconds": 1, "busy-seconds": 0.5, "asleep-seconds": 1.5, "stall-timeout-seconds": 4}
+QUICK = {"sample-seconds": 0.2, "idle-seconds": 1, "busy-seconds": 0.5, "asleep-seconds": 1.5, "stall-timeout-seconds": 3}
 
 
 @dataclass
