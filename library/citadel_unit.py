@@ -56,7 +56,7 @@ EXAMPLES = r"""
     state: active
     known_status_text: "{{ unit.status_text | default('') }}"
   register: unit
-  loop: "{{ range(600) }}"
+  loop: "{{ range(600) | list }}"
   loop_control:
     label: "{{ unit.status_text }}"
     break_when: unit is failed or unit.active_state == 'active'
