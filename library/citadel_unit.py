@@ -18,7 +18,7 @@ options:
   state:
     description:
       - V(applied) decides as described and does not wait for the start to finish.
-      - V(active) waits until the start has finished, and fails with the unit's status text and last journal lines where it failed.
+      - V(active) waits until the start has finished, and fails with the unit's status text and last journal lines where it failed, or was not asked for.
     type: str
     choices: [applied, active]
     default: applied
@@ -166,6 +166,8 @@ def wait(module):
             action="none",
             **state_of(module, name),
         )
+    if unit["ActiveState"] == "inactive" and not waiting and not module.check_mode:
+        module.fail_json(msg=f"{name} is inactive and nobody has started it.", action="none", **state_of(module, name))
     module.exit_json(changed=False, action="none", **state_of(module, name))
 
 

@@ -88,6 +88,12 @@ def test_a_failed_start_ends_the_wait_with_the_reason_and_the_last_words(tmp_pat
     assert (finished.stdout + finished.stderr).count("failed: [localhost]") == 1, "it does not go on after that"
 
 
+def test_a_unit_that_nobody_has_started_is_not_waited_for(tmp_path: Path) -> None:
+    finished = wait(tmp_path, [LOADED | {"ActiveState": "inactive", "SubState": "dead"}])
+    assert finished.returncode != 0
+    assert f"{UNIT} is inactive and nobody has started it." in finished.stdout + finished.stderr
+
+
 def test_check_mode_waits_for_nothing(tmp_path: Path) -> None:
     finished = wait(tmp_path, [STARTING], "--check")
     assert finished.returncode == 0, finished.stdout + finished.stderr

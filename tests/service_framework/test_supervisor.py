@@ -211,7 +211,7 @@ def hung(mock: Mock, *, seconds: float) -> float:
     took = mock.supervised.until(
         lambda: "WATCHDOG=trigger" in mock.supervised.read(), seconds=seconds, what="the supervisor calls for the watchdog"
     )
-    assert mock.supervised.status.startswith("hung: ")
+    assert mock.supervised.status.startswith("hung since ")
     assert mock.supervised.until_ended(seconds=5) == 1
     mock.supervised.until(lambda: mock.supervised.processes() == [], seconds=2, what="nothing is left")
     return took

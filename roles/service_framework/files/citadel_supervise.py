@@ -234,7 +234,7 @@ class HttpService:
         self._answered = 0
 
     def phase(self, processes: Sequence[Process]) -> str:
-        return f"starting {len(processes)} processes" if len(processes) > 1 else "starting"
+        return "starting"
 
     def answers(self) -> None:
         ask(self._where, self._ready_path, seconds=ANSWER_SECONDS)
@@ -469,6 +469,7 @@ class Supervisor:
         from systemd import daemon  # noqa: PLC0415 # Debian's python3-systemd
 
         self._notify: Callable[[str], object] = daemon.notify
+        self._unsaid: list[str] = []
         self._options = options
         self._service = service
         self._command = command
@@ -541,7 +542,7 @@ class Supervisor:
 
     def _until_it_works(self) -> int | None:
         seconds = max(ANSWER_SECONDS, self._deadline - time.time())
-        call = Call(lambda: self._service.work(seconds))
+        called_at, call = time.monotonic(), Call(lambda: self._service.work(seconds))
         self._show("loaded", "waiting for its first answer")
         while True:
             if (status := self._pause()) is not None:
@@ -550,7 +551,8 @@ class Supervisor:
                 if call.error is None:
                     return None
                 self._show("loaded", f"trying again after a refusal ({call.error})")
-                call = Call(lambda: self._service.work(seconds))
+                if time.monotonic() - called_at >= self._options.sample_seconds:
+                    called_at, call = time.monotonic(), Call(lambda: self._service.work(seconds))
 
     def _while_it_gets_on(self) -> int:
         self._show("generating", self._service.works, also="READY=1")
@@ -621,16 +623,16 @@ class Supervisor:
 
     def _failed(self, status: int, reason: str) -> int:
         text = f"failed at {_clock(time.time())} while {self._state.detail}: {reason}"
-        self._show("process", text)
         log(3, f"{self._options.name} {text}")
+        self._show("process", text, last=True)
         return status
 
     def _hung(self, reason: str) -> int:
-        self._show("hung", f"hung: {reason}")
         log(3, f"{self._options.name} is hung: {reason}. Its processes:")
         for process in session_processes(self._child.pid):
             log(3, f"  {process.pid} {process.title}: state {process.state}, {process.cpu_seconds:.1f} s of CPU")
-        self._notify("WATCHDOG=trigger")
+        self._show("hung", f"hung since {_clock(time.time())}: {reason}", last=True)
+        self._say("WATCHDOG=trigger")
         return 1
 
     def _stop(self, number: signal.Signals) -> int:
@@ -659,20 +661,28 @@ class Supervisor:
     def _ping(self) -> None:
         if time.monotonic() - self._pinged_at >= PING_SECONDS:
             self._pinged_at = time.monotonic()
-            self._notify("WATCHDOG=1")
+            self._say("WATCHDOG=1")
 
-    def _show(self, name: str, detail: str, *, also: str = "") -> None:
-        """Tell everybody a state that is new."""
+    def _show(self, name: str, detail: str, *, also: str = "", last: bool = False) -> None:
+        """Tell everybody a state that is new. `also`: what systemd is told beside it. `last`: there is no waiting after it."""
         if (name, detail) == (self._state.name, self._state.detail):
             return
-        if name != self._state.name:
-            log(6, f"{self._options.name}: {name}, {detail}")
+        if name != self._state.name and not last:
+            log(6, f"{self._options.name}: {detail}")
         self._state = State(name, detail, time.time())
         if self._server is not None:
             self._server.state = self._state
-        since = "" if detail.startswith(("failed", "hung")) else f" since {_clock(self._state.since)}"
-        until = f", given up at {_clock(self._deadline)}" if name == "loaded" or (name == "process" and since and not also) else ""
-        self._notify("\n".join(filter(None, (also, f"STATUS={detail}{since}{until}"))))
+        since = "" if last else f" since {_clock(self._state.since)}"
+        until = "" if last or also else f", given up at {_clock(self._deadline)}"
+        self._say("\n".join(filter(None, (also, f"STATUS={detail}{since}{until}"))))
+
+    def _say(self, message: str) -> None:
+        """Tell systemd; what it cannot hear just now, because it is being exchanged, is said again later."""
+        self._unsaid.append(message)
+        with contextlib.suppress(OSError):
+            while self._unsaid:
+                self._notify(self._unsaid[0])
+                self._unsaid.pop(0)
 
 
 def _cpu_seconds(processes: Iterable[Process]) -> float | None:
