@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from citadel_supervise import parse_arguments
 from gateway.harness import ROLE, directives, plan, role_variables
-from rendering import render
+from rendering import PROJECT, render, role_defaults
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +68,27 @@ def test_the_supervisor_understands_its_options() -> None:
     options, _ = parse_arguments(words[3:])
     assert (options.kind, options.address, options.port, options.state_port) == ("http", "127.0.0.1", 8000, None)
     assert (options.ready_path, options.alive_path) == ("/health/readiness", "/health/liveliness")
+
+
+def test_systemd_has_nothing_to_say(tmp_path: Path) -> None:
+    units = tmp_path / "etc/systemd/system"
+    drop_ins = units / "citadel-llm@unified-api-gateway.service.d"
+    drop_ins.mkdir(parents=True)
+    framework = role_defaults("service_framework") | {"service_framework_slice": {"memory_max_bytes": 2**31, "tasks_max": 512}}
+    folder = PROJECT / "roles" / "service_framework" / "templates"
+    for name in ("citadel-llm@.service", "citadel-llm.target", "citadel-llm.slice"):
+        (units / name).write_text(render(folder / f"{name}.j2", framework), encoding="utf-8")
+    for name in ("10-exec.conf", "20-resources.conf"):
+        (drop_ins / name).write_text(rendered(name), encoding="utf-8")
+    for program in ("bin/sh", "bin/rm", "usr/bin/python3"):
+        path = tmp_path / program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/bin/sh\n", encoding="utf-8")
+        path.chmod(0o755)
+    for target in ("network-online.target", "multi-user.target", "basic.target", "sysinit.target", "shutdown.target"):
+        (units / target).write_text("[Unit]\n", encoding="utf-8")
+    command = ["systemd-analyze", "verify", "--man=no", f"--root={tmp_path}", "citadel-llm@unified-api-gateway.service"]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == "", "it exits 0 even where it complains"
 
 
 @pytest.mark.parametrize(("workers", "count_in_files"), [(1, False), (2, True)])
