@@ -276,12 +276,13 @@ def test_the_edge_hears_of_a_stop_before_the_service_does(tmp_path: Path) -> Non
         assert mock.supervised.processes() == []
 
 
-def test_a_stop_during_the_start_needs_no_notice(tmp_path: Path) -> None:
-    with Mock(tmp_path, {"stop-notice-seconds": 60}) as mock:
+def test_a_stop_during_the_start_needs_neither_notice_nor_drain(tmp_path: Path) -> None:
+    with Mock(tmp_path, {"stop-notice-seconds": 60, "drain-seconds": 60}) as mock:
+        mock.order(drain=60)
         mock.until_status("starting the API server since ")
         mock.supervised.until(lambda: "mock: started" in mock.supervised.written(), seconds=5, what="the mock runs")
         mock.supervised.process.terminate()
-        assert mock.supervised.until_ended(seconds=10) == 0
+        assert mock.supervised.until_ended(seconds=8) == 0
         assert "mock: SIGTERM" in mock.supervised.written()
 
 

@@ -644,6 +644,8 @@ class Supervisor:
         with contextlib.suppress(ProcessLookupError):
             self._child.send_signal(number)
         drain = self._options.drain_seconds
+        if drain is not None and not was_ready:
+            drain = 0.0  # nothing is running yet; vLLM would take 20 s to notice
         if not self._wait_for_end(None if drain is None else drain + KILL_MARGIN_SECONDS):
             log(4, f"{self._options.name} was killed: it had not ended {KILL_MARGIN_SECONDS:g} s after its drain of {drain:g} s")
         return 0
