@@ -26,6 +26,7 @@ from citadel_plan import (
     diff_sentences,
     list_architectures,
     list_metrics_targets,
+    list_state_targets,
     list_upstreams,
     plan,
     plan_page,
@@ -146,6 +147,11 @@ def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
     return list_metrics_targets(_plain(plans))
 
 
+def citadel_state_targets(plans: object, *, host: str) -> list[dict[str, Any]]:
+    """List where Prometheus finds the states of the models on ``host``; see citadel_state_targets.yml."""
+    return list_state_targets(_plain(plans), host=_plain(host))
+
+
 def citadel_variable_name_problems(defined: object, *, required: object, optional: object) -> list[str]:
     """Find misspelt and missing variables; see citadel_variable_name_problems.yml."""
     return variable_name_problems(_plain(defined), required=_plain(required), optional=_plain(optional))
@@ -165,6 +171,7 @@ class FilterModule:
             "citadel_plan_diff_sentences": citadel_plan_diff_sentences,
             "citadel_plan_page": citadel_plan_page,
             "citadel_plan_table": citadel_plan_table,
+            "citadel_state_targets": citadel_state_targets,
             "citadel_upstreams": citadel_upstreams,
             "citadel_variable_name_problems": citadel_variable_name_problems,
         }

@@ -18,7 +18,7 @@ options:
   state:
     description:
       - V(applied) decides as described and does not wait for the start to finish.
-      - V(active) waits until the start has finished, and fails with the unit's last journal lines where it failed.
+      - V(active) waits until the start has finished, and fails with the unit's status text and last journal lines where it failed, or was not asked for.
     type: str
     choices: [applied, active]
     default: applied
@@ -31,10 +31,13 @@ options:
     description: Whether a task before this one changed, or would change in check mode, one of those files.
     type: bool
     default: false
+  known_status_text:
+    description: With O(state=active), answers already when the status text is another, not sooner than after a second.
+    type: str
   timeout_seconds:
     description: With O(state=active), how long one call looks before it answers that the unit is still activating.
     type: int
-    default: 8
+    default: 30
 attributes:
   check_mode:
     support: full
@@ -46,6 +49,17 @@ EXAMPLES = r"""
   citadel_unit:
     name: citadel-llm@hermes-2.service
     restart_when_newer: [/opt/citadel/config/services/hermes-2.env]
+
+- name: Wait for it, and show what it waits for
+  citadel_unit:
+    name: citadel-llm@hermes-2.service
+    state: active
+    known_status_text: "{{ unit.status_text | default('') }}"
+  register: unit
+  loop: "{{ range(600) | list }}"
+  loop_control:
+    label: "{{ unit.status_text }}"
+    break_when: unit is failed or unit.active_state == 'active'
 """
 
 RETURN = r"""
@@ -135,20 +149,25 @@ def state_of(module, name):
 
 def wait(module):
     name = module.params["name"]
-    deadline = time.monotonic() + module.params["timeout_seconds"]
+    known = module.params["known_status_text"]
+    began = time.monotonic()
     while True:
         unit = show(module, name)
         waiting = unit["ActiveState"] in {"activating", "reloading", "deactivating"} or unit.get("Job", "0") not in {"", "0"}
-        if module.check_mode or not waiting or time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        new = known is not None and unit.get("StatusText", "") != known and waited > 1
+        if module.check_mode or not waiting or new or waited > module.params["timeout_seconds"]:
             break
         time.sleep(0.25)
     if unit["ActiveState"] == "failed" or (unit["SubState"] == "auto-restart" and unit["Result"] != "success"):
         _, journal, _ = module.run_command(["journalctl", "--unit", name, "--lines=40", "--no-pager", "--output=cat"])
         module.fail_json(
-            msg=f"{name} did not start ({unit['Result']}). Its last words:\n{journal}See: journalctl -u {name}",
+            msg=f"{name} did not start ({unit['Result']}): {unit.get('StatusText', '')}\nIts last words:\n{journal}See: journalctl -u {name}",
             action="none",
             **state_of(module, name),
         )
+    if unit["ActiveState"] == "inactive" and not waiting and not module.check_mode:
+        module.fail_json(msg=f"{name} is inactive and nobody has started it.", action="none", **state_of(module, name))
     module.exit_json(changed=False, action="none", **state_of(module, name))
 
 
@@ -159,7 +178,8 @@ def main():
             "state": {"type": "str", "choices": ["applied", "active"], "default": "applied"},
             "restart_when_newer": {"type": "list", "elements": "path", "default": []},
             "inputs_change": {"type": "bool", "default": False},
-            "timeout_seconds": {"type": "int", "default": 8},
+            "known_status_text": {"type": "str"},
+            "timeout_seconds": {"type": "int", "default": 30},
         },
         supports_check_mode=True,
     )

@@ -13,7 +13,7 @@ from .problems import PlanError
 from .report import plan_table
 from .report_html import plan_page
 from .result import Plan
-from .targets import list_metrics_targets
+from .targets import list_metrics_targets, list_state_targets
 from .upstreams import list_upstreams
 from .variable_names import variable_name_problems
 
@@ -26,6 +26,7 @@ __all__ = [
     "diff_sentences",
     "list_architectures",
     "list_metrics_targets",
+    "list_state_targets",
     "list_upstreams",
     "plan",
     "plan_page",

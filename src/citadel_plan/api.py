@@ -35,6 +35,7 @@ from .result import (
 )
 from .storage import Storage, check_storage, storage_needed
 from .suggestions import Changes, Outcome, Outlook, suggest, with_changes
+from .timeouts import load_timeout_seconds, stall_timeout_seconds
 from .units import MIB, gib, round_up
 from .variants import why_not
 
@@ -43,12 +44,6 @@ if TYPE_CHECKING:
 
 UNIT: Final = "citadel-llm@{name}.service"
 DTYPE: Final = "bfloat16"
-
-LOAD_BASE_SECONDS: Final = 300
-"""Imports and start-up: 34 to 59 s for a model of no size on two idle cores, a multiple with four at once."""
-
-LOAD_BYTES_PER_SECOND: Final = 64 * MIB
-"""A slow disk, so that only a load that hangs runs into the time limit."""
 
 _FORMULA_TOLERANCE_PERCENT: Final = 10
 _THOUSAND: Final = 1000
@@ -395,7 +390,15 @@ class _Planner:
             gpu_ids=() if gpu is None else gpu.gpu_ids,
             gpu_memory_utilization=None if gpu is None else gpu.thousandths / _THOUSAND,
             gpu=None if gpu is None else _gpu_memory(gpu),
-            load_timeout_seconds=engine.load_timeout_seconds or _load_seconds(variant),
+            load_timeout_seconds=engine.load_timeout_seconds or load_timeout_seconds(variant.weights_bytes),
+            stall_timeout_seconds=engine.stall_timeout_seconds
+            or stall_timeout_seconds(
+                model.architecture,
+                max_num_batched_tokens=engine.max_num_batched_tokens,
+                context_tokens=request.context_tokens,
+                isa=self.host.isa if on_cpu else None,
+                cores=len(share.omp_cpu_ids),
+            ),
             extra_arguments=engine.extra_arguments,
             memory_requested_bytes=request.memory_bytes,
             memory_max_bytes=memory.total_bytes,
@@ -461,7 +464,3 @@ def _gpu_memory(share: GpuShare) -> GpuMemory:
         runtime_bytes=share.runtime_bytes,
         headroom_bytes=share.memory_bytes - used,
     )
-
-
-def _load_seconds(variant: Variant) -> int:
-    return LOAD_BASE_SECONDS + -(-variant.weights_bytes // LOAD_BYTES_PER_SECOND)

@@ -66,7 +66,9 @@ SERVICE_RESTARTS: Final[Mapping[str, tuple[str, Show]]] = {
     "tensor_parallel_size": ("tensor parallel over", _with(" GPUs")),
     "gpu_memory_utilization": ("share of each GPU", _percent),
     "api_port": ("port", _plain),
+    "state_port": ("state port", _plain),
     "load_timeout_seconds": ("time to load", _with(" s")),
+    "stall_timeout_seconds": ("time for a step", _with(" s")),
     "extra_arguments": ("extra arguments", _words),
 }
 """What ends in a model's command line, environment or binding, with the words that name it and how a value is shown."""
@@ -99,6 +101,7 @@ GATEWAY_MODEL_KEYS: Final[Mapping[str, tuple[str, Show]]] = {
 
 EDGE_MODEL_KEYS: Final[Mapping[str, tuple[str, Show]]] = {
     "api_port": ("port", _plain),
+    "state_port": ("state port", _plain),
     "upstream_port": ("upstream port", _plain),
     "max_num_seqs": ("requests at once", _plain),
 }

@@ -131,6 +131,7 @@ class Engine:
     enforce_eager: bool | None
     """None: on the CPU, where compiling costs a compiler and memory; not on CUDA, where graphs pay off."""
     load_timeout_seconds: int | None
+    stall_timeout_seconds: int | None
     extra_arguments: tuple[str, ...]
 
 

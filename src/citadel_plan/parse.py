@@ -67,6 +67,7 @@ OWNED_ARGUMENTS: Final = frozenset(
         "--block-size",
         "--config",
         "--data-parallel-size",
+        "--disable-log-stats",
         "--dtype",
         "--enforce-eager",
         "--gpu-memory-utilization",
@@ -239,6 +240,7 @@ def _parse_engine(reader: Reader, max_num_seqs: int) -> Engine:
         max_num_batched_tokens=batched,
         enforce_eager=reader.optional_flag("enforce_eager"),
         load_timeout_seconds=reader.optional_integer("load_timeout_seconds", low=10, high=86_400),
+        stall_timeout_seconds=reader.optional_integer("stall_timeout_seconds", low=10, high=86_400),
         extra_arguments=extra_arguments,
     )
     reader.finish()

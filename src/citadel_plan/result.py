@@ -59,6 +59,7 @@ class ServicePlan:
     gpu_memory_utilization: float | None
     gpu: GpuMemory | None
     load_timeout_seconds: int
+    stall_timeout_seconds: int
     extra_arguments: tuple[str, ...]
     memory_requested_bytes: int
     memory_max_bytes: int

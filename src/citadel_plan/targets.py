@@ -1,4 +1,4 @@
-"""Where Prometheus finds the models of all hosts."""
+"""Where Prometheus finds the models of all hosts, and the supervisors of its own."""
 
 from __future__ import annotations
 
@@ -23,3 +23,18 @@ def list_metrics_targets(plans: Mapping[str, Mapping[str, Any]]) -> list[dict[st
         for host in sorted(plans)
         for service in plans[host]["plan"]["services"]
     ]
+
+
+def list_state_targets(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> list[dict[str, Any]]:
+    """List the address at which each model service of one host tells its state, which is on loopback only.
+
+    Args:
+        plans: As for :func:`list_metrics_targets`.
+        host: The host that Prometheus runs on.
+
+    Returns:
+        ``{"service", "host", "address", "port"}`` per service, ordered by port; nothing for a host without models.
+
+    """
+    services = plans[host]["plan"]["services"] if host in plans else []
+    return [{"service": service["name"], "host": host, "address": "127.0.0.1", "port": service["state_port"]} for service in services]

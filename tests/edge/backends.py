@@ -27,15 +27,16 @@ class Received:
 
 @dataclass
 class Backend:
-    """A service on 127.0.0.1:port that names itself in every answer.
+    """A service on 127.0.0.1:port that names itself in every answer, with its supervisor on `state_port` where it has one.
 
-    `gate` closed: requests (health included) hang until it is opened. `health_status`: what GET /health answers.
+    `gate` closed: requests (health and state included) hang until it is opened. `health_status`: what GET /health and /state answer.
     `generation_gate` closed: only POST requests hang. `chunks`: what a POST whose body asks for a stream waits for,
     one release of the semaphore for each chunk that it sends. `waiting`: the POST requests that hang just now.
     """
 
     name: str
     port: int
+    state_port: int | None = None
     health_status: int = 200
     generation_status: int = 200
     gate: threading.Event = field(default_factory=threading.Event)
@@ -43,7 +44,7 @@ class Backend:
     chunks: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     received: list[Received] = field(default_factory=list)
     waiting: list[Received] = field(default_factory=list)
-    _server: _Server | None = None
+    _servers: list[_Server] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -52,20 +53,22 @@ class Backend:
     def start(self) -> Self:
         """Listen. From here on connections are accepted."""
         handler = type("Handler", (_Handler,), {"backend": self})
-        self._server = _Server((LOOPBACK, self.port), handler)
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        for port in (self.port, self.state_port):
+            if port is not None:
+                self._servers.append(_Server((LOOPBACK, port), handler))
+                threading.Thread(target=self._servers[-1].serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
     def stop(self) -> None:
         """Stop listening: new connections are refused. Requests that are already here go on."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
+        while self._servers:
+            server = self._servers.pop()
+            server.shutdown()
+            server.server_close()
 
     def start_again(self) -> None:
         """Listen, if it does not."""
-        if self._server is None:
+        if not self._servers:
             self.start()
 
     def generations(self) -> list[Received]:
@@ -116,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._stream()
                 return
             self._answer(backend.generation_status, self._echo(request))
+        elif self.server.server_address[1] == backend.state_port:
+            self._answer(backend.health_status, {"state": "generating" if backend.health_status == 200 else "hung", "of": backend.name})
         elif self.path.startswith("/health"):
             self._answer(backend.health_status, {"health of": backend.name})
         else:

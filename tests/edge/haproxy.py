@@ -160,8 +160,14 @@ class Edge:
             "edge_trusted_networks": [TRUSTED_NETWORK],
             "edge_environment": "development",
             "edge_services": [
-                {"name": name, "api_port": self.api_ports[name], "upstream_port": self.upstream_ports[name], "max_num_seqs": 2}
-                for name in MODELS
+                {
+                    "name": name,
+                    "api_port": self.api_ports[name],
+                    "state_port": model.state_port,
+                    "upstream_port": self.upstream_ports[name],
+                    "max_num_seqs": 2,
+                }
+                for name, model in self.models.items()
             ],
             "edge_api_ports": [{"port": port, "service": name} for name, port in self.api_ports.items()],
             "edge_metrics_ports": [{"port": self.api_ports[MODELS[0]], "service": MODELS[0]}]
@@ -235,7 +241,7 @@ class Edge:
 
 def make_edge(directory: Path, **options: Any) -> Edge:  # noqa: ANN401  # role variables are of any type
     """Prepare an edge with four models, a gateway and a Prometheus, none of them started yet; `options` are role variables."""
-    numbers = iter(free_ports(16))
+    numbers = iter(free_ports(20))
     gateway, prometheus, exporter = (next(numbers) for _ in range(3))
     api_ports = {name: next(numbers) for name in MODELS}
     # As on the real host: the metrics of each model on the API port of the next one, the last on a port without an API.
@@ -248,7 +254,7 @@ def make_edge(directory: Path, **options: Any) -> Edge:  # noqa: ANN401  # role 
         api_ports=api_ports,
         metrics_ports=metrics_ports,
         upstream_ports={name: next(numbers) for name in MODELS},
-        models={name: Backend(name, port) for name, port in api_ports.items()},
+        models={name: Backend(name, port, state_port=next(numbers)) for name, port in api_ports.items()},
         gateway=Backend("gateway", gateway),
         prometheus=Backend("prometheus", prometheus),
         options=options,

@@ -26,7 +26,7 @@ JSON = {"Content-Type": "application/json"}
 @pytest.mark.parametrize("model", MODELS)
 def test_a_models_port_is_its_api_and_its_health(edge: Edge, model: str) -> None:
     port = edge.api_ports[model]
-    assert ask(port, "/health").json == {"health of": model}
+    assert ask(port, "/health").json == {"state": "generating", "of": model}
     assert ask(port, "/v1/models").json["service"] == model
     for path in ("/v1/chat/completions", "/v1/completions"):
         echo = ask(port, path, method="POST", body=CHAT, headers=JSON).json
@@ -171,7 +171,7 @@ def test_only_the_exact_paths_exist(edge: Edge, target: str, method: str) -> Non
         answer = ask(port, target, method=method)
         assert (answer.status, answer.error["code"]) == (404, "unknown_url")
     reached = [request.target for service, count in zip(services, before, strict=True) for request in service.received[count:]]
-    assert set(reached) <= {"/health", "/health/liveliness"}, "only the edge's own checks arrived meanwhile"
+    assert set(reached) <= {"/state", "/health/liveliness"}, "only the edge's own checks arrived meanwhile"
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])

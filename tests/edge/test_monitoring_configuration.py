@@ -25,6 +25,7 @@ TARGETS: dict[str, list[dict[str, Any]]] = {
         {"service": "mixtral-8x7b", "host": "hx-llm-server-02", "address": "2001:db8::30", "port": 11401},
         {"service": "mixtral-8x7b", "host": HOST, "address": "192.168.10.29", "port": 11401},
     ],
+    "states": [{"service": "mixtral-8x7b", "host": HOST, "address": "127.0.0.1", "port": 21400}],
     "gateway": [{"service": "unified-api-gateway", "host": HOST, "address": "192.168.10.29", "port": 8000}],
     "edge": [{"service": "edge", "host": HOST, "address": "127.0.0.1", "port": 8405}],
     "node": [],
@@ -68,6 +69,9 @@ def test_targets_are_labelled_sorted_and_the_same_for_any_order(tmp_path: Path) 
         {"labels": {"host": HOST, "model": "mixtral-8x7b", "service": "mixtral-8x7b"}, "targets": ["192.168.10.29:11401"]},
         {"labels": {"host": "hx-llm-server-02", "model": "mixtral-8x7b", "service": "mixtral-8x7b"}, "targets": ["[2001:db8::30]:11401"]},
         {"labels": {"host": HOST, "model": "openchat-3.5", "service": "openchat-3.5"}, "targets": ["192.168.10.29:11403"]},
+    ]
+    assert json.loads((tmp_path / "states.json").read_text(encoding="utf-8")) == [
+        {"labels": {"host": HOST, "model": "mixtral-8x7b", "service": "mixtral-8x7b"}, "targets": ["127.0.0.1:21400"]}
     ]
     assert json.loads((tmp_path / "edge.json").read_text(encoding="utf-8")) == [
         {"labels": {"host": HOST, "service": "edge"}, "targets": ["127.0.0.1:8405"]}

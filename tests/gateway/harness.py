@@ -1,6 +1,6 @@
 """The real LiteLLM on loopback, started from what the role gateway renders: the tests' stand-in for systemd.
 
-Command, environment and readiness wait come from the rendered drop-in and environment file, so what is tested is what a host runs.
+Command, with the supervisor in it, and environment come from the rendered files, so what is tested is what a host runs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import json
 import os
 import shlex
 import shutil
-import socket
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ansible.parsing.dataloader import DataLoader
 
 from rendering import PROJECT, render, role_defaults
+from supervised import SUPERVISOR, Supervised, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from gateway.backend import Backend
 
 ROLE = PROJECT / "roles" / "gateway"
-WAIT_COMMAND = PROJECT / "roles" / "service_framework" / "files" / "citadel-wait-until-ready"
 INSTANCE = "unified-api-gateway"
 MASTER_KEY = "sk-0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0"
 
@@ -48,13 +46,6 @@ def litellm_environment() -> Path:
             "`make test` makes one and sets it."
         )
     return Path(python).parent.parent
-
-
-def free_port() -> int:
-    """Find a loopback port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def upstream(backend: Backend, host: str = "hx-llm-server-01") -> dict[str, Any]:
@@ -97,10 +88,9 @@ class Response:
 
 @dataclass
 class Gateway:
-    """A LiteLLM process that serves `upstreams`; use it as a context manager.
+    """A LiteLLM that serves `upstreams`, under its supervisor; use it as a context manager.
 
-    `variables` are role variables over the role's defaults. Starting raises RuntimeError with the end of the output when LiteLLM does
-    not answer.
+    `variables` are role variables over the role's defaults. Starting fails with the end of the output when LiteLLM does not answer.
     """
 
     folder: Path
@@ -115,32 +105,17 @@ class Gateway:
         self._render()
         service = directives((self.folder / "10-exec.conf").read_text(encoding="utf-8"))
         environment = _environment(self.folder / f"{INSTANCE}.env") | _environment(self.folder / "secret.env")
-        with self.output_file.open("wb") as output:
-            self.process = subprocess.Popen(
-                shlex.split(service["ExecStart"][-1]), env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+        self.supervised = Supervised(shlex.split(service["ExecStart"][-1]), self.output_file, environment).__enter__()
+        self.process = self.supervised.process
         try:
-            wait = subprocess.run(
-                shlex.split(service["ExecStartPost"][-1]),
-                env=environment | {"MAINPID": str(self.process.pid)},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if wait.returncode != 0:
-                raise RuntimeError(f"LiteLLM did not start: {wait.stderr}{self.output()[-4000:]}")
+            self.supervised.until_ready(seconds=float(service["TimeoutStartSec"][-1]))
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(timeout=10)
+        self.supervised.__exit__()
 
     def output(self) -> str:
         """Read what LiteLLM wrote to its standard output and error: the journal's part."""
@@ -188,7 +163,7 @@ class Gateway:
                 "gateway_cache_directory": str(self.folder / "cache"),
                 "gateway_runtime_directory": str(self.folder / "run"),
                 "gateway_log_directory": str(self.folder / "log"),
-                "gateway_wait_command": str(self._install_wait_command()),
+                "gateway_supervisor": str(SUPERVISOR),
             }
             | dict(self.variables)
         )
@@ -203,12 +178,6 @@ class Gateway:
         for module in (ROLE / "files").glob("*.py"):
             shutil.copy(module, config)
         (self.folder / "secret.env").write_text(f"LITELLM_MASTER_KEY={MASTER_KEY}\n", encoding="utf-8")
-
-    def _install_wait_command(self) -> Path:
-        command = self.folder / WAIT_COMMAND.name
-        shutil.copy(WAIT_COMMAND, command)
-        command.chmod(0o755)
-        return command
 
 
 def role_variables() -> dict[str, Any]:

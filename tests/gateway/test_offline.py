@@ -8,8 +8,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from rendering import PROJECT
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 def test_nothing_of_it_leaves_the_host(tmp_path: Path) -> None:
     run = subprocess.run(
         ["unshare", "--map-root-user", "--net", sys.executable, "-m", "gateway.offline", str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": str(PROJECT / "tests")},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,

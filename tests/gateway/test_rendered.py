@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from citadel_supervise import parse_arguments
 from gateway.harness import ROLE, directives, plan, role_variables
-from rendering import render
+from rendering import PROJECT, render, role_defaults
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,16 +49,46 @@ def test_a_new_limit_leaves_what_needs_a_restart_alone() -> None:
 
 def test_the_command_replaces_the_template_s_own() -> None:
     service = directives(rendered("10-exec.conf"))
-    command = shlex.split(service["ExecStart"][0])
+    words = shlex.split(service["ExecStart"][0])
     assert len(service["ExecStart"]) == 1
+    command = words[words.index("--") + 1 :]
     assert command[0] == "/opt/citadel/runtime/litellm/1.106.2/bin/litellm"
     arguments = dict(zip(command[1::2], command[2::2], strict=True))
     assert (arguments["--host"], arguments["--port"], arguments["--num_workers"]) == ("127.0.0.1", "8000", "3")
     assert service["CPUAffinity"] == ["18-21"]
     assert service["User"] == service["Group"] == ["citadel-gateway"]
-    lines = rendered("10-exec.conf").split("ExecStart=")[-1].split("\nExecStartPost=")[0].splitlines()
+    lines = rendered("10-exec.conf").split("ExecStart=")[-1].split("\nTimeoutStartSec=")[0].splitlines()
     assert all(line.endswith(" \\") for line in lines[:-1])
     assert not lines[-1].endswith("\\")
+
+
+def test_the_supervisor_understands_its_options() -> None:
+    words = shlex.split(directives(rendered("10-exec.conf"))["ExecStart"][0])
+    assert words[:3] == ["/usr/bin/python3", "-I", "/opt/citadel/libexec/citadel_supervise.py"]
+    options, _ = parse_arguments(words[3:])
+    assert (options.kind, options.address, options.port, options.state_port) == ("http", "127.0.0.1", 8000, None)
+    assert (options.ready_path, options.alive_path) == ("/health/readiness", "/health/liveliness")
+
+
+def test_systemd_has_nothing_to_say(tmp_path: Path) -> None:
+    units = tmp_path / "etc/systemd/system"
+    drop_ins = units / "citadel-llm@unified-api-gateway.service.d"
+    drop_ins.mkdir(parents=True)
+    framework = role_defaults("service_framework") | {"service_framework_slice": {"memory_max_bytes": 2**31, "tasks_max": 512}}
+    folder = PROJECT / "roles" / "service_framework" / "templates"
+    for name in ("citadel-llm@.service", "citadel-llm.target", "citadel-llm.slice"):
+        (units / name).write_text(render(folder / f"{name}.j2", framework), encoding="utf-8")
+    for name in ("10-exec.conf", "20-resources.conf"):
+        (drop_ins / name).write_text(rendered(name), encoding="utf-8")
+    for program in ("bin/sh", "bin/rm", "usr/bin/python3"):
+        path = tmp_path / program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/bin/sh\n", encoding="utf-8")
+        path.chmod(0o755)
+    for target in ("network-online.target", "multi-user.target", "basic.target", "sysinit.target", "shutdown.target"):
+        (units / target).write_text("[Unit]\n", encoding="utf-8")
+    command = ["systemd-analyze", "verify", "--man=no", f"--root={tmp_path}", "citadel-llm@unified-api-gateway.service"]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == "", "it exits 0 even where it complains"
 
 
 @pytest.mark.parametrize(("workers", "count_in_files"), [(1, False), (2, True)])

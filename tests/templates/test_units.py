@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from citadel_supervise import KILL_MARGIN_SECONDS, PING_SECONDS, parse_arguments
 from rendering import PROJECT, render, role_defaults
 
 PYTHON = "/opt/citadel/runtime/vllm/0.32.0-000000000000/bin/python"
@@ -29,10 +30,16 @@ def rendered(role: str, template: str, values: dict[str, Any]) -> str:
     return render(PROJECT / "roles" / role / "templates" / template, values)
 
 
-def arguments(unit: str) -> list[str]:
-    """Arguments of the last ExecStart, as systemd joins the lines."""
+def command(unit: str) -> list[str]:
+    """Words of the last ExecStart, as systemd joins the lines."""
     line = re.findall(r"^ExecStart=(.+)$", unit.replace("\\\n", " "), re.MULTILINE)[-1]
     return shlex.split(line)
+
+
+def arguments(unit: str) -> list[str]:
+    """What vLLM is given: all that follows PYTHON -m MODULE behind the supervisor's own options."""
+    words = command(unit)
+    return words[words.index("--") + 4 :]
 
 
 def write_units(folder: Path, plan: dict[str, Any]) -> list[str]:
@@ -47,7 +54,7 @@ def write_units(folder: Path, plan: dict[str, Any]) -> list[str]:
         drop_ins.mkdir()
         for name in ("10-exec.conf", "20-resources.conf"):
             (drop_ins / name).write_text(rendered("model_service", f"{name}.j2", model_variables(plan, service)))
-    for program in ("/bin/sh", "/bin/rm", PYTHON, "/opt/citadel/libexec/citadel-wait-until-ready"):
+    for program in ("/bin/sh", "/bin/rm", "/usr/bin/python3", PYTHON):
         path = folder / program.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\n")
@@ -107,6 +114,47 @@ def test_cuda_units_see_their_gpus_and_no_other(plan: dict[str, Any]) -> None:
             assert "CUDA" not in environment
 
 
+def test_the_supervisor_understands_its_options(plan: dict[str, Any]) -> None:
+    for service in plan["services"]:
+        words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)))
+        assert words[:2] == ["/usr/bin/python3", "-I"]
+        assert words[2] == "/opt/citadel/libexec/citadel_supervise.py"
+        options, runs = parse_arguments(words[3:])
+        assert runs[:3] == [PYTHON, "-m", "vllm.entrypoints.openai.api_server"]
+        assert (options.kind, options.name, options.port, options.state_port) == (
+            "model", service["name"], service["api_port"], service["state_port"],
+        )  # fmt: skip
+        assert options.weights == Path("/opt/models") / service["name"]
+        assert options.start_timeout_seconds == service["load_timeout_seconds"]
+        assert options.stall_timeout_seconds == service["stall_timeout_seconds"]
+
+
+def test_a_stop_is_over_before_systemd_loses_patience(plan: dict[str, Any]) -> None:
+    """Or a drain that takes its time would count as a failure."""
+    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    unit = rendered("service_framework", "citadel-llm@.service.j2", framework)
+    (patience,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, plan["services"][0])))
+    options, _ = parse_arguments(words[3:])
+    assert options.stop_notice_seconds + options.drain_seconds + KILL_MARGIN_SECONDS < int(patience)
+
+
+def test_the_edge_notices_a_stop_before_it_begins(plan: dict[str, Any]) -> None:
+    edge = variables("edge")
+    words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, plan["services"][0])))
+    options, _ = parse_arguments(words[3:])
+    milliseconds = edge["edge_check_interval_milliseconds"] + edge["edge_check_fast_interval_milliseconds"]
+    assert options.stop_notice_seconds * 1000 > milliseconds, "one check at each interval: two that fail open the breaker"
+
+
+def test_a_supervisor_in_working_order_is_never_taken_for_silent(plan: dict[str, Any]) -> None:
+    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    unit = rendered("service_framework", "citadel-llm@.service.j2", framework)
+    (watchdog,) = re.findall(r"^WatchdogSec=(\d+)$", unit, re.MULTILINE)
+    assert int(watchdog) >= 4 * PING_SECONDS
+    assert {"Type=notify", "NotifyAccess=main"} <= set(unit.splitlines())
+
+
 PARSER = """
 import json, sys
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -127,7 +175,7 @@ def parse_by_vllm(lists: list[list[str]], names: str) -> subprocess.CompletedPro
 
 
 def test_vllm_understands_the_arguments(plan: dict[str, Any]) -> None:
-    lists = [arguments(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)))[3:] for service in plan["services"]]
+    lists = [arguments(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service))) for service in plan["services"]]
     result = parse_by_vllm(lists, "port,max_model_len,max_num_seqs,kv_cache_memory_bytes,served_model_name,host")
     assert result.returncode == 0, result.stderr
     for service, line in zip(plan["services"], result.stdout.splitlines(), strict=True):

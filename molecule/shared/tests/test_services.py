@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import cgroups
@@ -65,6 +66,17 @@ def test_environment_file(server: Host, service: dict[str, Any]) -> None:
 def test_process_id_file(server: Host, unit: dict[str, Any]) -> None:
     pid = server.check_output("systemctl show --property=MainPID --value %s", unit["unit"])
     assert server.file(f"/var/run/citadel-llm/{unit['name']}.pid").content_string.strip() == pid
+
+
+def test_state_is_told_on_loopback(server: Host, service: dict[str, Any]) -> None:
+    answer = server.run("curl --silent --fail --max-time 5 http://127.0.0.1:%s/state", str(service["state_port"]))
+    assert answer.rc == 0
+    assert json.loads(answer.stdout)["state"] == "generating"
+
+
+def test_status_says_what_the_service_does(server: Host, unit: dict[str, Any], plan: dict[str, Any]) -> None:
+    text = server.check_output("systemctl show --property=StatusText --value %s", unit["unit"])
+    assert text.startswith("answering since " if unit["name"] == plan["gateway"]["name"] else "generating since ")
 
 
 def test_log_file_grows_beside_the_journal(server: Host, service: dict[str, Any]) -> None:

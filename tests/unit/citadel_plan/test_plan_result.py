@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from citadel_plan import list_metrics_targets, list_upstreams, plan
+from citadel_plan import list_metrics_targets, list_state_targets, list_upstreams, plan
 from unit.plan_examples import GIB, HOST, MIB, host_facts, problems_of, production_models, production_plan, settings, tiny_overrides
 
 # docs and other tools read these: a key that goes or changes its meaning is a new schema_version.
@@ -27,7 +27,7 @@ PINNED = {
 ROLES_NEED = [
     "description", "specialisation", "target_latency_milliseconds", "modes", "max_output_tokens", "source", "dtype", "quantization",
     "kv_cache_dtype", "block_tokens", "max_num_batched_tokens", "tensor_parallel_size", "enforce_eager", "omp_threads_bind",
-    "load_timeout_seconds", "extra_arguments", "expected_weights_bytes", "cpus_exclusive",
+    "load_timeout_seconds", "stall_timeout_seconds", "extra_arguments", "expected_weights_bytes", "cpus_exclusive",
 ]  # fmt: skip
 
 
@@ -231,3 +231,11 @@ def test_metrics_are_scraped_where_the_specification_says() -> None:
         ("openchat-3.5", "192.168.10.29", 11403),
         ("phi-3-mini", "192.168.10.29", 11404),
     ]
+
+
+def test_states_are_scraped_where_only_their_own_host_can() -> None:
+    plans = {HOST: entry(as_dict()), "other": entry(as_dict())}
+    assert [(target["host"], target["address"], target["port"]) for target in list_state_targets(plans, host=HOST)] == [
+        (HOST, "127.0.0.1", port) for port in (21400, 21401, 21402, 21403)
+    ]
+    assert list_state_targets(plans, host="monitoring-only") == []

@@ -1,0 +1,100 @@
+"""Waiting for a unit, as an operator sees it: the role's task and the module, with a mock of systemctl that tells a story."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rendering import PROJECT
+
+UNIT = "citadel-llm@hermes-2.service"
+LOADED = {"LoadState": "loaded", "NeedDaemonReload": "no", "ExecMainStartTimestamp": "", "Job": "0", "Result": "success"}
+STARTING = LOADED | {"ActiveState": "activating", "SubState": "start", "Job": "7"}
+RUNNING = LOADED | {"ActiveState": "active", "SubState": "running", "StatusText": "generating since 09:19:02"}
+FAILED = LOADED | {
+    "ActiveState": "activating",
+    "SubState": "auto-restart",
+    "Result": "exit-code",
+    "StatusText": "failed at 09:18:40 while loading weights 3/12: VLLM::Worker (process 12) ended",
+}
+
+# Each `show` tells the next page and stays on the last one.
+SYSTEMCTL = """#!{python}
+import json, pathlib, sys
+story = pathlib.Path(sys.argv[0]).with_name("story.json")
+pages = json.loads(story.read_text())
+for name, value in pages[0].items():
+    print(f"{{name}}={{value}}")
+story.write_text(json.dumps(pages[1:] or pages))
+"""
+JOURNALCTL = "#!/bin/sh\necho 'the last words of vLLM'\n"
+PLAY = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  vars:
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
+  tasks:
+    - ansible.builtin.include_role:
+        name: model_service
+        tasks_from: ready
+      vars:
+        model_service_plan: {name: hermes-2, unit: citadel-llm@hermes-2.service, load_timeout_seconds: 600}
+        model_service_python: /nowhere/python
+"""
+
+
+def wait(folder: Path, story: list[dict[str, Any]], *arguments: str) -> subprocess.CompletedProcess[str]:
+    for name, text in (("systemctl", SYSTEMCTL.format(python=sys.executable)), ("journalctl", JOURNALCTL)):
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    (folder / "story.json").write_text(json.dumps(story), encoding="utf-8")
+    (folder / "play.yml").write_text(PLAY, encoding="utf-8")
+    environment = os.environ | {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
+        "ANSIBLE_LOCAL_TEMP": str(folder),
+        "ANSIBLE_NOCOLOR": "1",
+    }
+    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", folder / "play.yml", *arguments]
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_what_it_waits_for_is_shown_line_by_line_until_it_generates(tmp_path: Path) -> None:
+    phases = ["starting the engine since 09:18:05", "loading weights 1/12 since 09:18:20", "loading weights 3/12 since 09:18:31"]
+    story = [STARTING | {"StatusText": phase} for phase in phases for _ in range(12)] + [RUNNING]
+    finished = wait(tmp_path, story)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    shown = [line for line in finished.stdout.splitlines() if " => (item=" in line]
+    assert shown == [f"ok: [localhost] => (item={text})" for text in [*phases, RUNNING["StatusText"]]]
+
+
+def test_a_unit_that_runs_already_takes_one_look(tmp_path: Path) -> None:
+    finished = wait(tmp_path, [RUNNING])
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert finished.stdout.count(" => (item=") == 1
+
+
+def test_a_failed_start_ends_the_wait_with_the_reason_and_the_last_words(tmp_path: Path) -> None:
+    story = [STARTING | {"StatusText": "loading weights 3/12 since 09:18:31"}] * 2 + [FAILED]
+    finished = wait(tmp_path, story)
+    assert finished.returncode != 0
+    assert f"{UNIT} did not start (exit-code): {FAILED['StatusText']}" in finished.stdout + finished.stderr
+    assert "the last words of vLLM" in finished.stdout + finished.stderr
+    assert (finished.stdout + finished.stderr).count("failed: [localhost]") == 1, "it does not go on after that"
+
+
+def test_a_unit_that_nobody_has_started_is_not_waited_for(tmp_path: Path) -> None:
+    finished = wait(tmp_path, [LOADED | {"ActiveState": "inactive", "SubState": "dead"}])
+    assert finished.returncode != 0
+    assert f"{UNIT} is inactive and nobody has started it." in finished.stdout + finished.stderr
+
+
+def test_check_mode_waits_for_nothing(tmp_path: Path) -> None:
+    finished = wait(tmp_path, [STARTING], "--check")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "skipped=1" in finished.stdout

@@ -1,0 +1,334 @@
+"""The supervisor with a mock of vLLM (mock_engine.py): faults that the real one does not produce on command, and seconds made short."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from citadel_supervise import EX_CONFIG, STATES
+from supervised import SUPERVISOR, Supervised, free_port, state_of
+
+MOCK = Path(__file__).with_name("mock_engine.py")
+SHARDS = 12
+READY = {"engine": True, "worker": True, "listen": True}
+
+# What the tests shorten; the rest is as on a host.
+QUICK = {"sample-seconds": 0.2, "idle-seconds": 1, "busy-seconds": 0.5, "asleep-seconds": 1.5, "stall-timeout-seconds": 3}
+
+
+@dataclass
+class Mock:
+    """A mock engine under the real supervisor; `options` are the supervisor's, over QUICK."""
+
+    folder: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        self.port, self.state_port = free_port(), free_port()
+        self.orders = self.folder / "orders"
+        weights = self.folder / "weights"
+        weights.mkdir(exist_ok=True)
+        for number in range(1, SHARDS + 1):
+            (weights / f"model-{number}-of-{SHARDS}.safetensors").write_bytes(b"0" * 4096)
+        options = {
+            "name": "mock",
+            "port": self.port,
+            "state-port": self.state_port,
+            "weights": weights,
+            "start-timeout-seconds": 60,
+            **QUICK,
+            **self.options,
+        }
+        command = ["/usr/bin/python3", "-I", str(SUPERVISOR), "model", *(f"--{name}={value}" for name, value in options.items())]
+        self.supervised = Supervised(
+            [*command, "--", sys.executable, str(MOCK), str(self.port), str(weights)],
+            self.folder / "output",
+            os.environ | {"MOCK_ORDERS": str(self.orders)},
+        ).__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.order(completions=200)
+        self.supervised.__exit__()
+
+    def order(self, **orders: Any) -> None:  # noqa: ANN401  # what an order holds depends on it
+        with self.orders.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(orders) + "\n")
+
+    def until_status(self, beginning: str, *, seconds: float = 10) -> float:
+        return self.supervised.until(
+            lambda: any(status.startswith(beginning) for status in self.supervised.statuses), seconds=seconds, what=f"status {beginning}"
+        )
+
+    def until_state(self, state: str) -> None:
+        self.supervised.until(lambda: state_of(self.state_port)[1].get("state") == state, seconds=10, what=f"state {state}")
+
+    def asked(self) -> int:
+        """How many tokens the engine was asked for."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/asked", timeout=5) as answer:
+            return int(answer.read())
+
+
+@pytest.fixture
+def mock(tmp_path: Path) -> Iterator[Mock]:
+    with Mock(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def ready(mock: Mock) -> Mock:
+    mock.order(**READY)
+    mock.supervised.until_ready(seconds=10)
+    return mock
+
+
+# --- readiness ---
+
+
+def test_the_status_says_what_it_waits_for_and_ready_means_a_token(mock: Mock) -> None:
+    mock.until_status("starting the API server since ")
+    assert state_of(mock.state_port)[0] == 503
+    mock.order(engine=True)
+    mock.until_status("starting the engine since ")
+    mock.order(worker=True)
+    mock.until_status("starting the workers since ")
+    for shard in (1, 3, SHARDS):
+        mock.order(shard=shard)
+        mock.until_status(f"loading weights {shard}/{SHARDS} since ")
+    mock.order(shard=0)
+    mock.until_status("warming up since ")
+    assert ", given up at " in mock.supervised.status
+    status, state = state_of(mock.state_port)
+    assert (status, state["state"]) == (503, "process")
+
+    mock.order(listen=True, health=503)
+    mock.order(health=200, completions=0)
+    mock.until_status("waiting for its first answer since ")
+    status, state = state_of(mock.state_port)
+    assert (status, state["state"]) == (503, "loaded")
+    assert not mock.supervised.ready
+
+    mock.order(completions=500)
+    mock.until_status("trying again after a refusal (/v1/completions: 500 ")
+    assert not mock.supervised.ready
+
+    mock.order(completions=200)
+    mock.supervised.until_ready(seconds=10)
+    assert mock.supervised.status.startswith("generating since ")
+    status, state = state_of(mock.state_port)
+    assert (status, state["state"]) == (200, "generating")
+
+
+def test_the_state_is_a_metric(ready: Mock) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{ready.state_port}/metrics", timeout=5) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain")
+        lines = answer.read().decode().splitlines()
+    assert [f'citadel_service_state{{state="{state}"}} {int(state == "generating")}' for state in STATES] == [
+        line for line in lines if line.startswith("citadel_service_state{")
+    ]
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"http://127.0.0.1:{ready.state_port}/", timeout=5)
+
+
+def test_what_systemd_tells_the_main_process_stays_with_it(ready: Mock) -> None:
+    assert "mock: started" in ready.supervised.written()
+    assert "NOTIFY_SOCKET" not in ready.supervised.written()
+
+
+# --- ends that nobody asked for ---
+
+
+@pytest.mark.parametrize("when", ["starting", "ready"])
+@pytest.mark.parametrize("title", ["VLLM::Worker", "VLLM::EngineCore", sys.executable])
+def test_a_process_that_is_killed_ends_the_unit_within_five_seconds(mock: Mock, title: str, when: str) -> None:
+    mock.order(**READY, health=503 if when == "starting" else 200)
+    if when == "starting":
+        mock.until_status("starting the workers since ")
+    else:
+        mock.supervised.until_ready(seconds=10)
+    mock.supervised.processes()
+    mock.supervised.kill(title, signal.SIGKILL)
+    killed = mock.supervised.seconds
+    assert mock.supervised.until_ended(seconds=5) == 1
+    assert mock.supervised.seconds - killed < 5
+    assert mock.supervised.status.startswith("failed at ")
+    doing = "generating" if when == "ready" else "starting the workers"
+    assert f" while {doing}: {'its main process was killed by SIGKILL' if title == sys.executable else title}" in mock.supervised.status
+    mock.supervised.until(lambda: mock.supervised.processes() == [], seconds=2, what="nothing is left")
+    assert mock.supervised.ready is (when == "ready")
+    assert mock.supervised.status.removeprefix("failed") in mock.supervised.written(), "the journal has it, too"
+
+
+def test_a_dying_engine_may_say_why(ready: Mock) -> None:
+    ready.supervised.kill("VLLM::EngineCore", signal.SIGKILL)
+    ready.until_status("failed at ")
+    assert state_of(ready.state_port)[0] in {0, 503}, "the edge knows before the unit has ended"
+    ready.order(exit=0)
+    assert ready.supervised.until_ended(seconds=5) == 1, "a failure, although vLLM ends with 0"
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 1), (1, 1), (EX_CONFIG, EX_CONFIG)])
+def test_an_end_of_its_own_is_a_failure_whatever_it_says(mock: Mock, status: int, expected: int) -> None:
+    mock.order(exit=status)
+    assert mock.supervised.until_ended(seconds=10) == expected
+    assert f" while starting the API server: its main process ended with status {status}" in mock.supervised.status
+
+
+def test_a_program_that_is_missing_is_named_and_not_tried_again(tmp_path: Path) -> None:
+    command = ["/usr/bin/python3", "-I", SUPERVISOR, "http", "--name=x", "--port=1", "--ready-path=/", "--alive-path=/"]
+    options = ["--start-timeout-seconds=60", "--stall-timeout-seconds=60", "--", "/nowhere/python"]
+    with Supervised([*map(str, command), *options], tmp_path / "output") as supervised:
+        assert supervised.until_ended(seconds=10) == EX_CONFIG
+        assert supervised.status.endswith("while starting: /nowhere/python cannot be run: No such file or directory")
+        assert "Traceback" not in supervised.written()
+
+
+def test_a_state_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with Mock(tmp_path, {"state-port": port}) as mock:
+            assert mock.supervised.until_ended(seconds=10) == 1
+            assert mock.supervised.status.endswith(f"port {port} on 127.0.0.1 for its state: Address already in use")
+            assert "mock:" not in mock.supervised.written(), "the service was not started"
+
+
+# --- liveness ---
+
+
+def hung(mock: Mock, *, seconds: float) -> float:
+    """Wait until the watchdog is triggered and all is gone; the seconds that it took."""
+    took = mock.supervised.until(
+        lambda: "WATCHDOG=trigger" in mock.supervised.read(), seconds=seconds, what="the supervisor calls for the watchdog"
+    )
+    assert mock.supervised.status.startswith("hung since ")
+    assert mock.supervised.until_ended(seconds=5) == 1
+    mock.supervised.until(lambda: mock.supervised.processes() == [], seconds=2, what="nothing is left")
+    return took
+
+
+def test_an_idle_service_is_asked_for_a_token_now_and_then_and_stays(ready: Mock) -> None:
+    ready.supervised.processes()
+    ready.supervised.until(lambda: ready.asked() >= 5, seconds=15, what="four questions after the first")
+    assert state_of(ready.state_port)[0] == 200
+    assert "WATCHDOG=1" in ready.supervised.read()
+
+
+def test_a_busy_service_is_left_alone(ready: Mock) -> None:
+    # Full: whatever it is asked waits for longer than all limits together.
+    ready.order(running=9, moving=True, completions=0)
+    with pytest.raises(pytest.fail.Exception):
+        hung(ready, seconds=QUICK["stall-timeout-seconds"] + QUICK["busy-seconds"] + 3)
+    assert state_of(ready.state_port)[0] == 200
+
+
+def test_a_worker_that_is_stopped_is_found_and_named(ready: Mock) -> None:
+    ready.order(running=1, completions=0)
+    ready.supervised.processes()
+    ready.supervised.kill("VLLM::Worker", signal.SIGSTOP)
+    assert hung(ready, seconds=10) < 4, "not as long as a step may take"
+    assert "requests running: 1; its workers asleep" in ready.supervised.status
+    assert "VLLM::Worker: state T" in ready.supervised.written()
+
+
+def test_a_long_step_has_until_the_stall_timeout(ready: Mock) -> None:
+    ready.order(running=1, completions=0, busy=True)
+    assert hung(ready, seconds=15) >= QUICK["stall-timeout-seconds"]
+    assert "its workers using the CPU" in ready.supervised.status
+
+
+def test_an_engine_that_refuses_everything_is_found(ready: Mock) -> None:
+    ready.order(completions=500)
+    hung(ready, seconds=10)
+
+
+def test_a_server_that_does_not_answer_is_found(ready: Mock) -> None:
+    ready.supervised.processes()
+    ready.supervised.kill(sys.executable, signal.SIGSTOP)
+    hung(ready, seconds=20)
+    assert "it has not answered for " in ready.supervised.status
+
+
+# --- stop ---
+
+
+def test_the_edge_hears_of_a_stop_before_the_service_does(tmp_path: Path) -> None:
+    with Mock(tmp_path, {"stop-notice-seconds": 2, "drain-seconds": 5}) as mock:
+        mock.order(**READY, drain=1)
+        mock.supervised.until_ready(seconds=10)
+        mock.supervised.process.send_signal(signal.SIGINT)
+        mock.until_state("process")
+        assert "mock: SIGINT" not in mock.supervised.written(), "so that it still answers what is on its way"
+        mock.supervised.until(lambda: "mock: SIGINT" in mock.supervised.written(), seconds=5, what="the signal is handed on")
+        assert state_of(mock.state_port)[1]["detail"] == "stopping"
+        assert mock.supervised.until_ended(seconds=10) == 0
+        assert any("STOPPING=1" in message.splitlines() for message in mock.supervised.read())
+        assert mock.supervised.processes() == []
+
+
+def test_a_stop_during_the_start_needs_neither_notice_nor_drain(tmp_path: Path) -> None:
+    with Mock(tmp_path, {"stop-notice-seconds": 60, "drain-seconds": 60}) as mock:
+        mock.order(drain=60)
+        mock.until_status("starting the API server since ")
+        mock.supervised.until(lambda: "mock: started" in mock.supervised.written(), seconds=5, what="the mock runs")
+        mock.supervised.process.terminate()
+        assert mock.supervised.until_ended(seconds=8) == 0
+        assert "mock: SIGTERM" in mock.supervised.written()
+
+
+def test_a_drain_is_bounded(tmp_path: Path) -> None:
+    with Mock(tmp_path, {"drain-seconds": 1}) as mock:
+        mock.order(**READY, drain=60)
+        mock.supervised.until_ready(seconds=10)
+        mock.supervised.processes()
+        mock.supervised.process.send_signal(signal.SIGINT)
+        began = mock.supervised.seconds
+        assert mock.supervised.until_ended(seconds=10) == 0
+        assert 6 <= mock.supervised.seconds - began < 9, "the drain and five seconds"
+        assert "mock was killed" in mock.supervised.written()
+        mock.supervised.until(lambda: mock.supervised.processes() == [], seconds=2, what="nothing is left")
+
+
+# --- other services ---
+
+WEB = """
+import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(404 if self.path == "/alive" and os.path.exists(sys.argv[2]) else 200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_another_service_is_ready_and_alive_by_its_own_word(tmp_path: Path) -> None:
+    port, ill = free_port(), tmp_path / "ill"
+    options = {"name": "web", "port": port, "start-timeout-seconds": 60, "ready-path": "/ready", "alive-path": "/alive"} | QUICK
+    command = ["/usr/bin/python3", "-I", str(SUPERVISOR), "http", *(f"--{name}={value}" for name, value in options.items())]
+    with Supervised([*command, "--", sys.executable, "-c", WEB, str(port), str(ill)], tmp_path / "output") as supervised:
+        supervised.until_ready(seconds=10)
+        assert supervised.status.startswith("answering since ")
+        waited = threading.Event()
+        threading.Timer(QUICK["stall-timeout-seconds"] + 1, waited.set).start()
+        supervised.until(waited.is_set, seconds=10, what="longer than any limit")
+        assert supervised.process.poll() is None
+        ill.touch()
+        supervised.until(lambda: "WATCHDOG=trigger" in supervised.read(), seconds=10, what="the supervisor calls for the watchdog")
+        assert supervised.until_ended(seconds=5) == 1
+
+
+def test_a_wrong_command_line_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    with Supervised(["/usr/bin/python3", "-I", str(SUPERVISOR), "model", "--name=x"], tmp_path / "output") as supervised:
+        assert supervised.until_ended(seconds=10) == 2
+        assert "the following arguments are required: --port" in supervised.written()
+        assert "Traceback" not in supervised.written()

