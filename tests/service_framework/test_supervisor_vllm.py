@@ -33,6 +33,10 @@ PHASES = ["starting the API server", "starting the engine", "starting the worker
 QUICK = {"sample-seconds": 0.5, "idle-seconds": 3, "busy-seconds": 1, "asleep-seconds": 4}
 
 
+# A user namespace and a /dev/shm of its own, as the unit gives it: what a killed vLLM leaves there goes with it.
+ALONE = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh"]
+
+
 def vllm_python() -> str:
     python = os.environ.get("CITADEL_VLLM_PYTHON")
     if not python:
@@ -120,7 +124,7 @@ def vllm(service: dict[str, Any], models: Path, tmp_path: Path) -> Iterator[Vllm
     }
     words = shlex.split(text["10-exec.conf"].replace("\\\n", " ").split("ExecStart=")[-1])
     words[words.index("--") : words.index("--")] = [f"--{name}={value}" for name, value in QUICK.items()]
-    with Supervised(words, tmp_path / "output", environment) as supervised:
+    with Supervised([*ALONE, *words], tmp_path / "output", environment) as supervised:
         yield Vllm(supervised, port, state_port)
 
 
