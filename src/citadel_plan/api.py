@@ -262,6 +262,10 @@ class _Planner:
         grants = self._decide(candidates, None)
         if grants is None:
             return None
+        for model in self.models:
+            best, chosen = variants[model.name][0], shares[model.name].variant
+            if chosen != best:
+                self.warnings.append(f"{model.name}: runs as {chosen.name}, since {best.name} does not fit the GPUs beside the others")
         return [
             _Sized(
                 model=model,
@@ -311,6 +315,13 @@ class _Planner:
         else:
             parts = [(entry.model.name, storage_needed(entry.variant)) for entry in sized]
         self.warnings.extend(check_storage(self._storage(sum(size for _, size in parts)), parts, self.problems))
+        needed = dict(parts)
+        for model in self.models:
+            if needed.get(model.name, 0) > model.request.storage_bytes:
+                self.warnings.append(
+                    f"storage: {model.name} needs {gib(needed[model.name])} for its weights, which is more than the"
+                    f" {gib(model.request.storage_bytes)} of {model.path('request.storage')}"
+                )
 
     def _compare_with_formula(self, sized: Sequence[_Sized]) -> None:
         """Warn of a catalogue whose bytes and parameters contradict each other."""

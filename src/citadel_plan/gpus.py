@@ -41,8 +41,9 @@ HOST_BASE_BYTES: Final = 5 * GIB
 HOST_WORKER_BYTES: Final = 2 * GIB
 """Host memory of each further worker of a tensor-parallel service."""
 
-MAX_STATES: Final = 200
-"""States of the search after which it gives up: six services on six GPUs were never seen to need 50."""
+MAX_STATES: Final = 100
+"""States of the search after which it gives up: six services on six GPUs were never seen to need 50, and twenty
+are to be planned within 50 ms."""
 
 _THOUSAND: Final = 1000
 
@@ -262,10 +263,8 @@ class _Option:
     gpu_ids: tuple[int, ...]
     """All GPUs of that size that it may use."""
     thousandths: int
-
-    def weight(self, sizes: Mapping[int, int]) -> int:
-        """Give what it takes of all GPUs, in thousandths of a byte."""
-        return self.workers * self.thousandths * sizes[self.gpu_ids[0]]
+    weight: int
+    """What it takes of all GPUs together, in thousandths of a byte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +279,10 @@ class _Job:
     fewest: tuple[_Option, ...]
     """The options with the fewest GPUs."""
 
+    def least(self, *, widest: bool) -> int:
+        """Give the least that it takes of all GPUs together, in thousandths of a byte."""
+        return min(option.weight for option in (self.options if widest else self.fewest))
+
 
 def _job(model: Model, variant: Variant, host: Host) -> _Job | None:
     """Look up on how many empty GPUs of which size a variant fits, or None where on none."""
@@ -292,7 +295,8 @@ def _job(model: Model, variant: Variant, host: Host) -> _Job | None:
                 continue
             thousandths = _thousandths(model, variant, model.min_num_seqs, workers, group[0])
             if thousandths <= GPU_LIMIT_THOUSANDTHS:
-                options.append(_Option(workers=workers, gpu_ids=usable, thousandths=thousandths))
+                weight = workers * thousandths * group[0].memory_bytes
+                options.append(_Option(workers=workers, gpu_ids=usable, thousandths=thousandths, weight=weight))
     if not options:
         return None
     options.sort(key=lambda option: option.workers)
@@ -306,6 +310,9 @@ def _job(model: Model, variant: Variant, host: Host) -> _Job | None:
 
 def _pack(jobs: Sequence[_Job], host: Host, *, widest: bool) -> dict[str, _Placed] | None:
     """Place all services, or None where there is no way (or none was found in time)."""
+    room = GPU_LIMIT_THOUSANDTHS * sum(gpu.memory_bytes for gpu in host.gpus)
+    if sum(job.least(widest=widest) for job in jobs) > room:
+        return None
     ordered = sorted(
         jobs,
         key=lambda job: (job.model.pin.gpu_ids is None, -job.options[0].workers, -job.size, job.model.request.port, job.model.name),
@@ -350,16 +357,15 @@ class _Search:
         self.placed: dict[str, _Placed] = {}
         self.failed: set[tuple[int, tuple[int, ...]]] = set()
         # The least that the services from each step on take: where less is left on all GPUs, no way leads on.
-        least = [min(option.weight(self.sizes) for option in options) for options in self.options]
+        least = [job.least(widest=widest) for job in jobs]
         self.remaining = [sum(least[step:]) for step in range(len(jobs) + 1)]
 
     def run(self) -> dict[str, _Placed] | None:
-        return dict(self.placed) if self._place(0) else None
+        return dict(self.placed) if self._place(0, GPU_LIMIT_THOUSANDTHS * sum(self.sizes.values())) else None
 
-    def _place(self, step: int) -> bool:
+    def _place(self, step: int, left: int) -> bool:
         if step == len(self.jobs):
             return True
-        left = sum((GPU_LIMIT_THOUSANDTHS - used) * self.sizes[gpu_id] for gpu_id, used in self.used.items())
         state = (step, tuple(self.used.values()))
         if self.remaining[step] > left or state in self.failed or len(self.failed) >= MAX_STATES:
             return False
@@ -367,7 +373,7 @@ class _Search:
             for gpu_id in spot.gpu_ids:
                 self.used[gpu_id] += spot.thousandths
             self.placed[self.jobs[step].model.name] = spot
-            if self._place(step + 1):
+            if self._place(step + 1, left - spot.thousandths * sum(self.sizes[gpu_id] for gpu_id in spot.gpu_ids)):
                 return True
             for gpu_id in spot.gpu_ids:
                 self.used[gpu_id] -= spot.thousandths

@@ -14,7 +14,7 @@ class Kind(Enum):
     """What it takes to mend a problem."""
 
     INPUT = "input"
-    """Only the operator knows what was meant."""
+    """A value is wrong in itself: its repair mends it, or else only the operator knows what was meant."""
     SIZE = "size"
     """Something has to be smaller, or to go: several changes would do."""
 

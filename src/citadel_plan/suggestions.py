@@ -204,7 +204,7 @@ class _Suggester:
     def _last_resort(self, start: Outcome) -> list[Suggestion]:
         """Everything at its smallest, and the largest models left out until the rest fits."""
         families = {family.title: family.moves for family in _families(start)}
-        small = [*families.get(_LESS_MEMORY, ()), *families.get(_SMALLER, ()), *families.get(_SHORTER, ())]
+        small = [move for title in (_UNPINNED, _LESS_MEMORY, _SMALLER, _SHORTER) for move in families[title]]
         moves = list(small)
         for move in sorted(families[_FEWER], key=lambda move: (-move.saving, move.service)):
             if self._plan(_joined(*(other.changes for other in moves))) is not None:

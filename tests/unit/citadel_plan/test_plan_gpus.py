@@ -51,6 +51,11 @@ def test_no_card_is_planned_beyond_95_percent(sizes: tuple[float, ...]) -> None:
         assert (service.omp_threads_bind, service.enforce_eager, service.block_tokens) == (None, False, 16)
 
 
+def test_a_variant_that_the_cards_force_is_told() -> None:
+    warnings = [warning for warning in production_plan(facts=gpu_host(141)).warnings if "runs as" in warning]
+    assert warnings == ["mixtral-8x7b: runs as int8, since bf16 does not fit the GPUs beside the others"]
+
+
 def test_a_model_too_large_for_one_card_is_split_over_equal_ones() -> None:
     # Mixtral int4 needs 33.9 G, a card of 24 has 22.8: half of weights and cache on each, (11.5 + 4.0 + 1.9) x 1.03 = 17.9.
     mixtral = production_plan(facts=gpu_host(24, 24, 24, 24), overrides={"mixtral-8x7b": {"pin": {"variant": "int4"}}}).services[0]

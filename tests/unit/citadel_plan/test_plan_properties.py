@@ -314,7 +314,7 @@ def test_planning_what_was_planned_changes_nothing(models: dict[str, Any], facts
     assert [[entry[key] for key in keys] for entry in second["services"]] == [[entry[key] for key in keys] for entry in first["services"]]
 
 
-@settings(relaxed, max_examples=400)
+@settings(relaxed, max_examples=600)
 @given(models=inventories(), facts=hosts(), policy=policies, more=st.lists(st.integers(0, 64), min_size=4, max_size=4))
 def test_more_memory_never_turns_a_plan_into_a_refusal(models: dict[str, Any], facts: dict[str, Any], policy: str, more: list[int]) -> None:
     larger = {
@@ -394,7 +394,7 @@ def test_nodes_are_planned_exactly_where_there_is_a_way(inputs: tuple[dict[str, 
             assert_nodes_hold(result, each)
 
 
-@settings(relaxed, max_examples=150)
+@settings(relaxed, max_examples=250)
 @given(models=inventories(largest=4), facts=hosts(), policy=policies)
 def test_every_suggestion_plans(models: dict[str, Any], facts: dict[str, Any], policy: str) -> None:
     assume(planned(models, facts, policy) is None)

@@ -155,6 +155,14 @@ def test_disk_is_enforced_with_its_reserve() -> None:
     assert problem.startswith("The weights need 57.0 GiB")
 
 
+def test_an_allocation_below_the_need_is_warned_of() -> None:
+    plan = production_plan(overrides={"hermes-2": {"request": {"storage": "5GiB"}}})
+    assert (
+        "storage: hermes-2 needs 7.1 GiB for its weights, which is more than the 5.0 GiB of"
+        " citadel_model_overrides.hermes-2.request.storage" in plan.warnings
+    )
+
+
 @pytest.mark.parametrize(
     ("gateway", "cores", "workers"),
     [
