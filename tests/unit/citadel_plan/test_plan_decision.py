@@ -65,7 +65,7 @@ def test_then_from_the_service_with_the_largest_slack() -> None:
     # 125.6 G - 6 - 2 - 117 = 0.6 G = 614 whole MiB; Phi-3 lacks 5331 - 4096 = 1235, so Mixtral gives 621.
     plan = production_plan(facts=host_facts(memory_gib=125.6))
     assert plan.services[0].memory_max_bytes == 90 * GIB - (PHI_3 - 4 * GIB - 614 * MIB)
-    assert "mixtral-8x7b: gives 0.6 GiB of its 90.0 GiB to others" in plan.warnings
+    assert "mixtral-8x7b: gives N GiB of its N GiB to others" in map(without_figures, plan.warnings)
 
 
 def test_slack_is_given_by_the_largest_first_and_never_below_the_need() -> None:
