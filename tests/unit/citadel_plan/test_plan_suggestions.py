@@ -140,8 +140,8 @@ def test_the_longest_context_that_fits_is_found() -> None:
 
 
 def test_what_several_have_to_give_is_shared_out() -> None:
-    # AVX-512, 125 G: 9.1 too little; Mixtral's context is good for 8.1 and Hermes-2's for 1.8. Neither is left with the shortest one.
-    refusal = refusal_of(facts=host_facts(memory_gib=125, isa="avx512"))
+    # AVX-512, 125.2 G: 8.9 too little; Mixtral's context is good for 8.1 and Hermes-2's for 1.8. Neither is left with the shortest one.
+    refusal = refusal_of(facts=host_facts(memory_gib=125.2, isa="avx512"))
     contexts = values(refusal, "a shorter context for mixtral-8x7b and hermes-2")
     assert len(contexts) == 2
     assert all(isinstance(tokens, int) and tokens > MIN_CONTEXT_TOKENS for tokens in contexts.values())
