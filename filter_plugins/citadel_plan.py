@@ -24,6 +24,7 @@ from citadel_plan import (
     comparison_table,
     diff_plans,
     diff_sentences,
+    list_addresses,
     list_architectures,
     list_metrics_targets,
     list_state_targets,
@@ -142,6 +143,19 @@ def citadel_architectures(models: object, *, overrides: object = None) -> dict[s
         raise AnsibleFilterError(str(error)) from error
 
 
+def citadel_addresses(places: object) -> list[str]:
+    """List the addresses that a unit must be able to reach; see citadel_addresses.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence that names what is no address.
+
+    """
+    try:
+        return list_addresses(_plain(places))
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
     """List where Prometheus finds the models; see citadel_metrics_targets.yml."""
     return list_metrics_targets(_plain(plans))
@@ -163,6 +177,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Name the filters."""
         return {
+            "citadel_addresses": citadel_addresses,
             "citadel_architectures": citadel_architectures,
             "citadel_metrics_targets": citadel_metrics_targets,
             "citadel_plan": citadel_plan,
