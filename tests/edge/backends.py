@@ -31,7 +31,8 @@ class Backend:
     """A service on 127.0.0.1:port that names itself in every answer, with its supervisor on `state_port` where it has one.
 
     `gate` closed: requests (health and state included) hang until it is opened. `health_status`: what GET /health and /state answer.
-    `generation_gate` closed: only POST requests hang. `key`: what POST requests must bring as a bearer, or they are refused with a 401. `chunks`: what a POST whose body asks for a stream waits for,
+    `generation_gate` closed: only POST requests hang. `key`: what POST requests must bring as a bearer, or they are refused
+    with a 401. `chunks`: what a POST whose body asks for a stream waits for,
     one release of the semaphore for each chunk that it sends. `waiting`: the POST requests that hang just now.
     """
 

@@ -92,7 +92,8 @@ def test_no_regular_expression_is_used(tmp_path: Path, inventory: str) -> None:
 
 def test_systemd_accepts_the_unit_with_its_drop_in(tmp_path: Path) -> None:
     (tmp_path / "haproxy.service.d").mkdir()
-    (tmp_path / "haproxy.service.d" / "citadel.conf").write_text(render(TEMPLATES / "citadel.conf.j2", role_defaults("edge") | PRODUCTION), encoding="utf-8")
+    drop_in = render(TEMPLATES / "citadel.conf.j2", role_defaults("edge") | PRODUCTION)
+    (tmp_path / "haproxy.service.d" / "citadel.conf").write_text(drop_in, encoding="utf-8")
     (tmp_path / "haproxy.service").write_text("[Service]\nType=notify\nExecStart=/bin/true\n", encoding="utf-8")
     check = subprocess.run(
         [tool("systemd-analyze"), "verify", "--man=no", str(tmp_path / "haproxy.service")],

@@ -202,7 +202,12 @@ def test_a_credential_becomes_environment_and_shows_nowhere_else(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "No such file or directory"), ("", "it must hold lines"), ("sk-of-the-test\n", "it must hold lines"), ("A b c\n", "it must hold lines")],
+    [
+        (None, "No such file or directory"),
+        ("", "it must hold lines"),
+        ("sk-of-the-test\n", "it must hold lines"),
+        ("A b c\n", "it must hold lines"),
+    ],
 )
 def test_a_credential_that_is_none_is_named_and_never_shown(tmp_path: Path, content: str | None, reason: str) -> None:
     if content is not None:

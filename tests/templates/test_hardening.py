@@ -1,4 +1,4 @@
-"""How exposed each unit is, as systemd itself computes it from the rendered files, and whether the page and the files' comments say the same."""
+"""How exposed each unit is, as systemd computes it from the rendered files, and whether the page and the comments say the same."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from exposure import BOUNDS, overall
 from inventories import HOST
-from templates.test_units import model_variables, rendered, variables, write_units
 
 from citadel_plan import list_metrics_targets, list_state_targets, list_upstreams
 from edge.haproxy import tool
 from gateway.harness import role_variables
 from rendering import PROJECT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from templates.test_units import model_variables, rendered, variables, write_units
 
 ADDRESS = "192.168.10.29"
 PAGE = PROJECT / "docs" / "security.md"
@@ -84,7 +81,7 @@ def write_gateway(root: Path, plan: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def units(plan: dict[str, Any], tmp_path: Path) -> Iterator[list[Unit]]:
+def units(plan: dict[str, Any], tmp_path: Path) -> list[Unit]:
     """Every unit of a host, as the plan of a case has it."""
     framework = PROJECT / "roles/service_framework/templates/citadel-llm@.service.j2"
     model = PROJECT / "roles/model_service/templates/10-exec.conf.j2"
@@ -101,7 +98,7 @@ def units(plan: dict[str, Any], tmp_path: Path) -> Iterator[list[Unit]]:
     }
     for name, (role, _) in DISTRIBUTION.items():
         found.append(Unit(name, name, tmp_path, write_distribution_unit(tmp_path, name, values[role])))
-    yield found
+    return found
 
 
 def test_no_unit_is_more_exposed_than_it_may_be(units: list[Unit]) -> None:
@@ -112,7 +109,8 @@ def test_no_unit_is_more_exposed_than_it_may_be(units: list[Unit]) -> None:
 
 def test_a_directive_less_would_be_noticed(units: list[Unit], tmp_path: Path) -> None:
     for unit in units:
-        (tmp_path / "etc/systemd/system" / f"{unit.name}.d" / "zz-wrong.conf").write_text("[Service]\nSystemCallFilter=\nProtectSystem=no\n")
+        wrong = tmp_path / "etc/systemd/system" / f"{unit.name}.d" / "zz-wrong.conf"
+        wrong.write_text("[Service]\nSystemCallFilter=\nProtectSystem=no\n")
         assert overall(unit.report()) > BOUNDS[unit.kind]
 
 

@@ -129,10 +129,10 @@ def read_credential(name: str) -> dict[str, str]:
     Raises OSError where systemd has handed over none of that name, ValueError where it holds anything else. Neither says what it holds.
     """
     text = (Path(os.environ.get("CREDENTIALS_DIRECTORY", "/run/credentials")) / name).read_text(encoding="utf-8")
-    words = [line.split(" ") for line in text.splitlines()]
-    if not words or any(len(line) != 2 or not all(line) for line in words):
+    lines = [line.split(" ") for line in text.splitlines()]
+    if not lines or any(len(words) != 2 or not all(words) for words in lines):
         raise ValueError("it must hold lines of a name, a blank and a value")
-    return {variable: value for variable, value in words}
+    return {variable: value for variable, value in lines}  # noqa: C416 - dict() of lists of any length is no dict of str for mypy
 
 
 # --- what HTTP tells ---
