@@ -82,8 +82,8 @@ def status_table(status: Entry, *, host: str) -> str:
     problems = status_problems(status, host=host)
     if status.get("unreachable") or status["plan"]["problem"]:
         return "\n".join(line for problem in problems for line in _wrapped(problem))
-    memory = _memory(status["slice"]["held_bytes"], status["slice"]["limit_bytes"])
-    lines = [f"{host} ({status['plan']['device']}) at {status['now']}; models and gateway hold {memory}"]
+    held = _memory(status["slice"]["held_bytes"], status["slice"]["limit_bytes"])
+    lines = [f"{host} ({status['plan']['device']}) at {status['now']}; memory of models and gateway together: {held}"]
     rows = [tuple(heading for heading, _, _ in _COLUMNS), *map(_cells, status["services"])]
     rows = [tuple(_cut(cell, most) for cell, (_, _, most) in zip(row, _COLUMNS, strict=True)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -95,8 +95,7 @@ def status_table(status: Entry, *, host: str) -> str:
         lines.append(row)
         if notes := "; ".join(_notes(service)):
             lines += _wrapped(f"  {notes}")
-    force = "not in force" if _deviations(status) else "in force"
-    lines.append(f"plan of {status['plan']['written']} ({status['plan']['file']}): {force}")
+    lines.append(f"plan of {status['plan']['written']} ({status['plan']['file']}): {_force(status)}")
     if not problems:
         return "\n".join([*lines, "All well."])
     # docs/status.md is the runbook.
@@ -189,6 +188,16 @@ def _memory(held_bytes: int | None, limit_bytes: int | None) -> str:
     size, unit, digits = (MIB, "MiB", 0) if max(held_bytes, limit_bytes or 0) < _SMALL_BYTES else (GIB, "GiB", 1)
     limit = "" if limit_bytes is None else f" of {limit_bytes / size:.{digits}f}"
     return f"{held_bytes / size:.{digits}f}{limit} {unit}"
+
+
+def _force(status: Entry) -> str:
+    planned = [service for service in status["services"] if service["planned_limit_bytes"] is not None]
+    running = sum(service["held_bytes"] is not None for service in planned)
+    if _deviations(status):
+        return "not in force"
+    if running == len(planned):
+        return "in force"
+    return f"in force for the {running} of {len(planned)} services that run" if running else "none of its services runs"
 
 
 def _deviations(status: Entry) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from citadel_plan import status_problems, status_table
 from citadel_plan.status import COLUMNS
+from unit.plan_examples import PROJECT
 
 HOST = "hx-llm-server-01"
 MIB = 2**20
@@ -71,7 +72,9 @@ def status(*models: dict[str, Any], parts: dict[str, dict[str, Any]] | None = No
     """A host with these models and all else well; `parts` are changes by name of the part."""
     others = [service(name, name, unit) for name, unit in PARTS.items()]
     limits = {"limit_bytes": 2048 * MIB, "planned_limit_bytes": 2048 * MIB}
-    others[0] |= {"held_bytes": 912 * MIB, "workers_bytes": [381 * MIB, 380 * MIB], "version": "1.106.2-a1b2c3d4e5f6"} | limits
+    others[0] |= {"held_bytes": 912 * MIB, "workers_bytes": [381 * MIB, 380 * MIB]} | limits
+    for other, version in zip(others, ("1.106.2-a1b2c3d4e5f6", "2.6.12-1+deb12u4", "2.42.0+ds", "1.5.0"), strict=True):
+        other["version"] = version
     return {
         "now": "2026-11-24 03:12:07 CET",
         "plan": {"file": "/opt/citadel/config/plan.json", "problem": "", "written": "2026-11-23 18:00:11", "device": "cpu"},
@@ -90,34 +93,53 @@ def problems(*models: dict[str, Any], **changes: object) -> list[str]:
 def test_table_of_a_host_that_is_well() -> None:
     large = model("mixtral-8x7b", held_bytes=int(49.6 * GIB), limit_bytes=90 * GIB, planned_limit_bytes=90 * GIB, running=0, waiting=0)
     assert status_table(status(large, model()), host=HOST).splitlines() == [
-        "hx-llm-server-01 (cpu) at 2026-11-24 03:12:07 CET; models and gateway hold 6144 of 8192 MiB",
+        "hx-llm-server-01 (cpu) at 2026-11-24 03:12:07 CET; memory of models and gateway together: 6144 of 8192 MiB",
         "service        state       since           restarts            memory  breaker  run+wait   KV  version",
         "mixtral-8x7b   generating  11-24 03:05:10         0  49.6 of 90.0 GiB  closed        0+0  12%  0.32.0-1a2b3c4d5e6f",
         "hermes-2       generating  11-24 03:05:10         0  1312 of 1568 MiB  closed       3+12  12%  0.32.0-1a2b3c4d5e6f",
         "gateway        answering   11-24 03:05:10         0   912 of 2048 MiB                          1.106.2-a1b2c3d4e5f6",
         "  2 workers: 381, 380 MiB",
-        "edge           answering   11-24 03:05:10         0            35 MiB                          1.2.3",
-        "prometheus     answering   11-24 03:05:10         0            35 MiB                          1.2.3",
-        "node exporter  answering   11-24 03:05:10         0            35 MiB                          1.2.3",
+        "edge           answering   11-24 03:05:10         0            35 MiB                          2.6.12-1+deb12u4",
+        "prometheus     answering   11-24 03:05:10         0            35 MiB                          2.42.0+ds",
+        "node exporter  answering   11-24 03:05:10         0            35 MiB                          1.5.0",
         "plan of 2026-11-23 18:00:11 (/opt/citadel/config/plan.json): in force",
         "All well.",
     ]
 
 
+REASON = "failed at 03:02:40 while loading weights 3/12: VLLM::Worker (process 12) ended"
+FAILED = {"active_state": "failed", "sub_state": "failed", "result": "exit-code", "restarts": 5, "status_text": REASON}
+LOADING = {"state": "process", "detail": "loading weights 3/12", "active_state": "activating", "sub_state": "start", "breaker": "open"}
+
+
+def test_the_page_shows_a_night_as_it_is_shown() -> None:
+    mixtral = model("mixtral-8x7b", held_bytes=int(49.6 * GIB), limit_bytes=90 * GIB, planned_limit_bytes=90 * GIB, kv_cache_percent=41)
+    openchat = model("openchat-3.5", **LOADING, held_bytes=702 * MIB, running=None, waiting=None, kv_cache_percent=None)
+    openchat |= {"since": "2026-11-24 03:11:52", "restarts": 1}
+    phi = model("phi-3-mini", running=0, waiting=0, kv_cache_percent=0, limit_bytes=2048 * MIB)
+    night = status(mixtral, down(**FAILED, since="2026-11-24 03:02:40"), openchat, phi)
+    night["slice"] = {"held_bytes": int(53.1 * GIB), "limit_bytes": 98 * GIB, "planned_limit_bytes": 98 * GIB}
+    page = (PROJECT / "docs" / "status.md").read_text(encoding="utf-8")
+    assert status_table(night, host=HOST) in page
+
+
 def test_table_of_a_model_that_has_failed() -> None:
-    reason = "failed at 03:02:40 while loading weights 3/12: VLLM::Worker (process 12) ended"
-    failed = down(active_state="failed", sub_state="failed", result="exit-code", restarts=5, status_text=reason)
-    lines = status_table(status(failed), host=HOST).splitlines()
+    lines = status_table(status(down(**FAILED)), host=HOST).splitlines()
     assert lines[2].split() == ["hermes-2", "failed", "11-24", "03:05:10", "5", "-", "open", "-", "-", "0.32.0-1a2b3c4d5e6f"]
-    assert lines[3] == f"  {reason}; result: exit-code"
+    assert lines[3] == f"  {REASON}; result: exit-code"
     assert lines[-3:] == [
-        "plan of 2026-11-23 18:00:11 (/opt/citadel/config/plan.json): in force",
+        "plan of 2026-11-23 18:00:11 (/opt/citadel/config/plan.json): in force for the 1 of 2 services that run",
         "Not well (docs/status.md):",
         f"- hermes-2 has failed (exit-code). Next: {JOURNAL}",
     ]
 
 
-LOADING = {"state": "process", "detail": "loading weights 3/12", "active_state": "activating", "sub_state": "start", "breaker": "open"}
+def test_a_plan_of_which_nothing_runs_is_not_called_in_force() -> None:
+    stopped = {"answers": False, "active_state": "inactive", "held_bytes": None, "limit_bytes": None}
+    found = status(down(), parts={"gateway": stopped})
+    assert "plan of 2026-11-23 18:00:11 (/opt/citadel/config/plan.json): none of its services runs" in status_table(found, host=HOST)
+
+
 CASES = {
     "generating": (model(), "generating", None),
     "loading": (
