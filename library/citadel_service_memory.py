@@ -62,7 +62,7 @@ peak_bytes:
   returned: always
   type: int
 limit_bytes:
-  description: Its limit as the kernel knows it.
+  description: Its limit as the kernel knows it; V(0) where there is none.
   returned: always
   type: int
 """

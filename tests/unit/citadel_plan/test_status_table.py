@@ -264,6 +264,7 @@ def test_whatever_is_said_no_line_is_wider_than_a_terminal_or_moves_its_cursor()
         "kv_cache_percent": 100,
         "active_state": "deactivating",
         "answers": False,
+        "detail": "",
         "status_text": "stopping\x1b[2J\r\n" + "with very many words " * 20,
     }
     text = status_table(status(model("a" * 63, **long)), host=HOST)
