@@ -31,6 +31,8 @@ from citadel_plan import (
     plan,
     plan_page,
     plan_table,
+    status_problems,
+    status_table,
     variable_name_problems,
 )
 
@@ -152,6 +154,16 @@ def citadel_state_targets(plans: object, *, host: str) -> list[dict[str, Any]]:
     return list_state_targets(_plain(plans), host=_plain(host))
 
 
+def citadel_status_problems(status: object, *, host: str) -> list[str]:
+    """Say what is not well on a host; see citadel_status_problems.yml."""
+    return status_problems(_plain(status), host=_plain(host))
+
+
+def citadel_status_table(status: object, *, host: str) -> str:
+    """Lay the status of a host out as text; see citadel_status_table.yml."""
+    return status_table(_plain(status), host=_plain(host))
+
+
 def citadel_variable_name_problems(defined: object, *, required: object, optional: object) -> list[str]:
     """Find misspelt and missing variables; see citadel_variable_name_problems.yml."""
     return variable_name_problems(_plain(defined), required=_plain(required), optional=_plain(optional))
@@ -172,6 +184,8 @@ class FilterModule:
             "citadel_plan_page": citadel_plan_page,
             "citadel_plan_table": citadel_plan_table,
             "citadel_state_targets": citadel_state_targets,
+            "citadel_status_problems": citadel_status_problems,
+            "citadel_status_table": citadel_status_table,
             "citadel_upstreams": citadel_upstreams,
             "citadel_variable_name_problems": citadel_variable_name_problems,
         }

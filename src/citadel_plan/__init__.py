@@ -13,6 +13,7 @@ from .problems import PlanError
 from .report import plan_table
 from .report_html import plan_page
 from .result import Plan
+from .status import status_problems, status_table
 from .targets import list_metrics_targets, list_state_targets
 from .upstreams import list_upstreams
 from .variable_names import variable_name_problems
@@ -31,5 +32,7 @@ __all__ = [
     "plan",
     "plan_page",
     "plan_table",
+    "status_problems",
+    "status_table",
     "variable_name_problems",
 ]
