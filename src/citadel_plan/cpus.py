@@ -409,8 +409,10 @@ def quota_percent(share: CpuShare, override: int | None) -> int | None:
 
 def check_quota(path: str, override: tuple[str, ...], quota: int | None, host: Host, problems: Problems) -> None:
     """Refuse a quota above what the whole host could give: it would limit nothing."""
+    if quota is None:
+        return
     most = QUOTA_PERCENT_PER_CPU * len(host.cpu_ids)
-    if quota is not None and quota > most:
+    if quota > most:
         problems.add(
             f"{path} is {quota}, which is more than the {most} of all {len(host.cpu_ids)} CPUs of {host.name}: lower it or leave it out.",
             repair=Change(override, None),
