@@ -192,6 +192,21 @@ def assert_memory_holds(result: dict[str, Any], models: dict[str, Any], facts: d
         assert service["variant"] == pin.get("variant", service["variant"])
 
 
+def assert_loads_hold(result: dict[str, Any], models: dict[str, Any]) -> None:
+    """A load takes its most before the KV cache is there: weights, processes, and one module twice. It stays below the service's limit.
+
+    With the limits within the host and within each node, no load meets another, so all may run at once.
+    """
+    for service in result["services"]:
+        architecture = models[service["name"]]["architecture"]
+        (weight_format,) = {
+            entry["weight_format"] for entry in models[service["name"]]["variants"] if entry["name"] == service["variant"]
+        }
+        module = 2 * architecture["intermediate"] * architecture["hidden"] * max(1, architecture["experts"])
+        twice = module * {"bf16": 200, "int8": 100, "fp8": 100, "int4": 52}[weight_format] // 100
+        assert service["weights_bytes"] + service["runtime_bytes"] + twice <= service["memory_max_bytes"]
+
+
 def assert_nodes_hold(result: dict[str, Any], facts: dict[str, Any]) -> None:
     nodes = facts["numa_nodes"]
     if len(nodes) == 1:
@@ -254,6 +269,7 @@ def test_a_plan_never_gives_more_than_there_is(models: dict[str, Any], facts: di
     assert_memory_holds(result, models, facts)
     assert_cpus_hold(result, models, facts)
     if result["device"] == "cpu":
+        assert_loads_hold(result, models)
         assert_nodes_hold(result, facts)
     else:
         assert_cards_hold(result, facts)
