@@ -26,6 +26,15 @@ def model_variables(plan: dict[str, Any], service: dict[str, Any]) -> dict[str, 
     return variables("model_service", model_service_plan=service, model_service_device=plan["device"], model_service_python=PYTHON)
 
 
+def framework_variables(plan: dict[str, Any]) -> dict[str, Any]:
+    return variables(
+        "service_framework",
+        service_framework_slice=plan["slice"],
+        service_framework_gateway_unit=plan["gateway"]["unit"],
+        service_framework_instances=[],
+    )
+
+
 def rendered(role: str, template: str, values: dict[str, Any]) -> str:
     return render(PROJECT / "roles" / role / "templates" / template, values)
 
@@ -45,16 +54,16 @@ def arguments(unit: str) -> list[str]:
 def write_units(folder: Path, plan: dict[str, Any]) -> list[str]:
     """Write every unit of a plan below a folder that stands for the host's root, with the programs they name."""
     units = folder / "etc/systemd/system"
-    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    framework = framework_variables(plan)
     units.mkdir(parents=True)
-    for name in ("citadel-llm@.service", "citadel-llm.target", "citadel-llm.slice"):
+    for name in ("citadel-llm@.service", "citadel-llm-drain.service", "citadel-llm.target", "citadel-llm.slice"):
         (units / name).write_text(rendered("service_framework", f"{name}.j2", framework))
     for service in plan["services"]:
         drop_ins = units / f"{service['unit']}.d"
         drop_ins.mkdir()
         for name in ("10-exec.conf", "20-resources.conf"):
             (drop_ins / name).write_text(rendered("model_service", f"{name}.j2", model_variables(plan, service)))
-    for program in ("/bin/sh", "/bin/rm", "/usr/bin/python3", PYTHON):
+    for program in ("/bin/sh", "/bin/rm", "/bin/true", "/usr/bin/python3", PYTHON):
         path = folder / program.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\n")
@@ -71,7 +80,7 @@ def verify(folder: Path, unit: str) -> str:
 
 
 def test_systemd_has_nothing_to_say(plan: dict[str, Any], tmp_path: Path) -> None:
-    for unit in write_units(tmp_path, plan):
+    for unit in [*write_units(tmp_path, plan), "citadel-llm-drain.service"]:
         assert verify(tmp_path, unit) == ""
 
 
@@ -151,12 +160,33 @@ def test_the_supervisor_understands_its_options(plan: dict[str, Any]) -> None:
 
 def test_a_stop_is_over_before_systemd_loses_patience(plan: dict[str, Any]) -> None:
     """Or a drain that takes its time would count as a failure."""
-    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    framework = framework_variables(plan)
     unit = rendered("service_framework", "citadel-llm@.service.j2", framework)
     (patience,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, plan["services"][0])))
     options, _ = parse_arguments(words[3:])
     assert options.stop_notice_seconds + options.drain_seconds + KILL_MARGIN_SECONDS < int(patience)
+
+
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >> "$0.asked"
+[ "$(wc -l < "$0.asked")" -le 2 ] && echo deactivating || echo inactive
+"""
+
+
+def test_models_stop_when_the_gateway_has(plan: dict[str, Any], tmp_path: Path) -> None:
+    """Models are before the drain and so stop after it; its stop goes on for as long as that of the gateway."""
+    for service in plan["services"]:
+        unit = rendered("model_service", "10-exec.conf.j2", model_variables(plan, service))
+        assert "Before=citadel-llm-drain.service" in unit.splitlines()
+    drain = rendered("service_framework", "citadel-llm-drain.service.j2", framework_variables(plan))
+    (stop,) = re.findall(r"^ExecStop=(.+)$", drain, re.MULTILINE)
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(SYSTEMCTL)
+    systemctl.chmod(0o755)
+    subprocess.run(shlex.split(stop), env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True, timeout=30)
+    asked = (tmp_path / "systemctl.asked").read_text().splitlines()
+    assert asked == ["show --property=ActiveState --value citadel-llm@unified-api-gateway.service"] * 3
 
 
 def test_the_edge_notices_a_stop_before_it_begins(plan: dict[str, Any]) -> None:
@@ -168,7 +198,7 @@ def test_the_edge_notices_a_stop_before_it_begins(plan: dict[str, Any]) -> None:
 
 
 def test_a_supervisor_in_working_order_is_never_taken_for_silent(plan: dict[str, Any]) -> None:
-    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    framework = framework_variables(plan)
     unit = rendered("service_framework", "citadel-llm@.service.j2", framework)
     (watchdog,) = re.findall(r"^WatchdogSec=(\d+)$", unit, re.MULTILINE)
     assert int(watchdog) >= 4 * PING_SECONDS
