@@ -199,9 +199,7 @@ def assert_loads_hold(result: dict[str, Any], models: dict[str, Any]) -> None:
     """
     for service in result["services"]:
         architecture = models[service["name"]]["architecture"]
-        (weight_format,) = {
-            entry["weight_format"] for entry in models[service["name"]]["variants"] if entry["name"] == service["variant"]
-        }
+        (weight_format,) = {entry["weight_format"] for entry in models[service["name"]]["variants"] if entry["name"] == service["variant"]}
         module = 2 * architecture["intermediate"] * architecture["hidden"] * max(1, architecture["experts"])
         twice = module * {"bf16": 200, "int8": 100, "fp8": 100, "int4": 52}[weight_format] // 100
         assert service["weights_bytes"] + service["runtime_bytes"] + twice <= service["memory_max_bytes"]
