@@ -168,6 +168,28 @@ def test_a_stop_is_over_before_systemd_loses_patience(plan: dict[str, Any]) -> N
     assert options.stop_notice_seconds + options.drain_seconds + KILL_MARGIN_SECONDS < int(patience)
 
 
+def test_the_supervisor_is_told_how_to_start_again(plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the template unit's environment, for every instance; and its own tries never meet systemd's limit of starts."""
+    own = {"seconds": 7, "longest_seconds": 70, "failures": 9, "steady_seconds": 700}
+    framework = framework_variables(plan) | {f"service_framework_restart_{name}": value for name, value in own.items()}
+    for name, value in re.findall(
+        r"^Environment=(\w+)=(.+)$", rendered("service_framework", "citadel-llm@.service.j2", framework), re.MULTILINE
+    ):
+        monkeypatch.setenv(name, value)
+    words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, plan["services"][0])))
+    options, _ = parse_arguments(words[3:])
+    assert {name: getattr(options, f"restart_{name}") for name in own} == own
+
+    defaults = framework_variables(plan)
+    unit = rendered("service_framework", "citadel-llm@.service.j2", defaults)
+    (interval,) = re.findall(r"^StartLimitIntervalSec=(\d+)$", unit, re.MULTILINE)
+    (burst,) = re.findall(r"^StartLimitBurst=(\d+)$", unit, re.MULTILINE)
+    starts = [0.0]
+    for failure in range(defaults["service_framework_restart_failures"]):
+        starts.append(starts[-1] + (defaults["service_framework_restart_seconds"] * 2.0 ** (failure - 1) if failure else 0))
+    assert sum(start < int(interval) for start in starts) < int(burst), "though each try fails at once"
+
+
 SYSTEMCTL = """#!/bin/sh
 echo "$*" >> "$0.asked"
 [ "$(wc -l < "$0.asked")" -le 2 ] && echo deactivating || echo inactive
