@@ -57,7 +57,9 @@ def survives(server: Host, gateway_port: int, service: dict[str, Any], limit_byt
     """Start the service with another limit and put a full load on it; the first kill decides, whatever systemd does after it."""
     unit = service["unit"]
     # Killed, because a vLLM that has lost its worker while it started may wait for it without end.
-    end = f"systemctl kill --signal=KILL {unit}; systemctl stop {unit}; systemctl reset-failed {unit}"
+    # A stop at the moment of a death need not forget the failures before it.
+    forget = f"rm -f /run/citadel-llm/{service['name']}/failures.json"
+    end = f"systemctl kill --signal=KILL {unit}; systemctl stop {unit}; systemctl reset-failed {unit}; {forget}"
     change = f"systemctl set-property --runtime {unit} MemoryMax={limit_bytes}"
     if server.run(f"{end}; {change} && timeout {START_SECONDS} systemctl start {unit}").rc != 0:
         return False
