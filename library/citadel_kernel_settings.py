@@ -97,7 +97,9 @@ def main():
                 try:
                     path.write_text(wanted + "\n")
                 except OSError as error:
-                    module.fail_json(msg=f"The kernel refuses {name} = {wanted} ({error.strerror}): correct the value.", unavailable=unavailable)
+                    module.fail_json(
+                        msg=f"The kernel refuses {name} = {wanted} ({error.strerror}): correct the value.", unavailable=unavailable
+                    )
     texts = ["".join(f"{name} = {value}\n" for name, value in values.items()) for values in (before, after)]
     module.exit_json(
         changed=bool(after),

@@ -59,8 +59,8 @@ def _own_name(name: str, resolved: str) -> Iterator[str]:
 def _control_groups(version: int, controllers: list[str], swap_bytes: int) -> Iterator[str]:
     if missing := [limits for name, limits in _LIMITS.items() if name not in controllers and (version == 2 or name != "cpuset")]:
         yield (
-            f"systemd has no use of the control group controllers for {', '.join(missing)}: these limits of the plan are not enforced, and one"
-            " service can take what is another's. Where the host is a container, have them delegated to it (systemd: Delegate=yes)."
+            f"systemd has no use of the control group controllers for {', '.join(missing)}: these limits of the plan are not enforced,"
+            " and one service can take what is another's. Where the host is a container, have them delegated to it (systemd: Delegate=yes)."
         )
     if version == 1:
         yield (
@@ -77,8 +77,8 @@ def _control_groups(version: int, controllers: list[str], swap_bytes: int) -> It
 def _open_files(limit: int) -> Iterator[str]:
     if limit < OPEN_FILES:
         yield (
-            f"systemd may give a service no more than {limit} open files, where the units ask for {OPEN_FILES} and vLLM warns below 65535: with"
-            " very many connections at once, new ones fail. Where the host is a container, raise its limit (systemd: LimitNOFILE=)."
+            f"systemd may give a service no more than {limit} open files, where the units ask for {OPEN_FILES} and vLLM warns below 65535:"
+            " with very many connections at once, new ones fail. Where the host is a container, raise its limit (systemd: LimitNOFILE=)."
         )
 
 
@@ -95,6 +95,6 @@ def _kernel_setting(name: str, wanted: str, held: str | None, writable: bool) ->
         yield f"The kernel has no setting {name}, which should be {wanted}."
     elif held != wanted and not writable:
         yield (
-            f"{name} is {held} and should be {wanted}, but cannot be set here: set it where this container's kernel is administered, or take it"
-            " out of host_kernel_settings."
+            f"{name} is {held} and should be {wanted}, but cannot be set here: set it where this container's kernel is administered,"
+            " or take it out of host_kernel_settings."
         )

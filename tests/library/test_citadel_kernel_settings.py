@@ -1,4 +1,4 @@
-"""Kernel settings as role host sets them, on the real kernel: in a network namespace whose settings are the test's, with vm read-only as in a guest."""
+"""Kernel settings as role host sets them, on the real kernel: in namespaces where the network's are the test's and vm is read-only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(folder: Path, script: str) -> str:
     """Run a shell script; `play PORTS …` in it runs the role's tasks."""
     (folder / "play.yml").write_text(PLAY, encoding="utf-8")
     playbook = f"{Path(sys.executable).with_name('ansible-playbook')} -i localhost, {folder / 'play.yml'}"
-    play = f"play() {{ ports=$1; shift; {playbook} --extra-vars \"{{ports: '$ports'}}\" \"$@\"; }}"
+    play = f'play() {{ ports=$1; shift; {playbook} --extra-vars "{{ports: \'$ports\'}}" "$@"; }}'
     environment = os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_LOCAL_TEMP": str(folder), "ANSIBLE_NOCOLOR": "1"}
     command = ["unshare", "--map-root-user", "--net", "--mount", "sh", "-ec", f"{NAMESPACES}\n{play}\n{script}"]
     result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=180, check=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class BoundedFileHandler(logging.handlers.WatchedFileHandler):
-    """Writes to `filename`; what it would make larger than `max_bytes` becomes `filename.1`, and so on up to `filename.KEPT`.
+    """Writes to `filename`; what it would make larger than `max_bytes` becomes `filename.1`, and so on up to `filename.KEPT` (at least 1).
 
     All together never exceed KEPT + 1 times `max_bytes`, and a record each. A file that somebody else moved away is made anew.
     """
@@ -30,21 +30,18 @@ class BoundedFileHandler(logging.handlers.WatchedFileHandler):
         """Write one record; whatever goes wrong is told on standard error, and the service goes on."""
         try:
             self.reopenIfNeeded()
-            if self._is_full():
-                self._rotate()
+            if self.stream is not None and os.fstat(self.stream.fileno()).st_size >= self._max_bytes:
+                self._rotate(self.stream.fileno())
         except OSError:
             self.handleError(record)
         logging.FileHandler.emit(self, record)
 
-    def _is_full(self) -> bool:
-        return self.stream is not None and os.fstat(self.stream.fileno()).st_size >= self._max_bytes
-
-    def _rotate(self) -> None:
+    def _rotate(self, file: int) -> None:
         # A lock of the process and not of the open file: vLLM's processes are forked and share the open file.
-        fcntl.lockf(self.stream, fcntl.LOCK_EX)
+        fcntl.lockf(file, fcntl.LOCK_EX)
         # Another process may have been quicker; then the name stands for another file by now. It is missing only while one is renaming.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self.stream.fileno()), Path(self.baseFilename).stat()):
+            if os.path.samestat(os.fstat(file), Path(self.baseFilename).stat()):
                 for number in range(self._files_kept, 0, -1):
                     newer = Path(f"{self.baseFilename}.{number - 1}" if number > 1 else self.baseFilename)
                     with contextlib.suppress(FileNotFoundError):

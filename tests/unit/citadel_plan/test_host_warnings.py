@@ -44,7 +44,10 @@ def test_a_good_host_lacks_nothing() -> None:
             control_groups(2, "cpu", "memory", "pids"),
             ["systemd has no use of the control group controllers for AllowedCPUs, IOWeight: "],
         ),
-        (control_groups(1, "cpu", "cpuset", "io", "memory", "pids"), ["The host has control groups of version 1: AllowedCPUs (CPUAffinity "]),
+        (
+            control_groups(1, "cpu", "cpuset", "io", "memory", "pids"),
+            ["The host has control groups of version 1: AllowedCPUs (CPUAffinity "],
+        ),
         (
             control_groups(1),
             [
