@@ -10,7 +10,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
 from lab_host import ADDRESS
 from testinfra.host import Host
 
@@ -91,11 +90,9 @@ def test_nothing_that_a_client_sends_is_logged(server: Host, plan: dict[str, Any
     assert server.run(f"grep -rslaF {marker} {LOGS}").stdout == ""
 
 
-@pytest.mark.parametrize("output", ["export", "cat"])
-def test_the_master_key_is_in_no_field_of_the_journal(server: Host, output: str) -> None:
-    journal = f"journalctl --no-pager --all --output={output}"
+def test_the_master_key_is_in_no_field_of_the_journal(server: Host) -> None:
     server.check_output("cut -d= -f2 /opt/citadel/secrets/gateway.env > /run/lab-key")
-    found = server.run(f"{journal} | grep -acFf /run/lab-key; rm /run/lab-key")
+    found = server.run("journalctl --no-pager --all --output=export | grep -acFf /run/lab-key; rm /run/lab-key")
     assert found.stdout.strip() == "0"
 
 
