@@ -24,6 +24,7 @@ from citadel_plan import (
     comparison_table,
     diff_plans,
     diff_sentences,
+    host_warnings,
     list_architectures,
     list_metrics_targets,
     list_state_targets,
@@ -144,6 +145,11 @@ def citadel_architectures(models: object, *, overrides: object = None) -> dict[s
         raise AnsibleFilterError(str(error)) from error
 
 
+def citadel_host_warnings(condition: object) -> list[str]:
+    """Say what a host lacks; see citadel_host_warnings.yml."""
+    return host_warnings(_plain(condition))
+
+
 def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
     """List where Prometheus finds the models; see citadel_metrics_targets.yml."""
     return list_metrics_targets(_plain(plans))
@@ -176,6 +182,7 @@ class FilterModule:
         """Name the filters."""
         return {
             "citadel_architectures": citadel_architectures,
+            "citadel_host_warnings": citadel_host_warnings,
             "citadel_metrics_targets": citadel_metrics_targets,
             "citadel_plan": citadel_plan,
             "citadel_plan_comparison": citadel_plan_comparison,

@@ -9,6 +9,7 @@ from .api import plan
 from .architectures import list_architectures
 from .compare import compare_memory, comparison_table
 from .diff import diff_plans, diff_sentences
+from .host_warnings import host_warnings
 from .problems import PlanError
 from .report import plan_table
 from .report_html import plan_page
@@ -25,6 +26,7 @@ __all__ = [
     "comparison_table",
     "diff_plans",
     "diff_sentences",
+    "host_warnings",
     "list_architectures",
     "list_metrics_targets",
     "list_state_targets",

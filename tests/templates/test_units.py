@@ -227,6 +227,21 @@ def test_a_supervisor_in_working_order_is_never_taken_for_silent(plan: dict[str,
     assert {"Type=notify", "NotifyAccess=main"} <= set(unit.splitlines())
 
 
+def test_the_journal_can_tell_services_and_variants_apart(plan: dict[str, Any]) -> None:
+    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    assert "LogExtraFields=CITADEL_SERVICE=%i" in rendered("service_framework", "citadel-llm@.service.j2", framework).splitlines()
+    for service in plan["services"]:
+        drop_in = rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)).splitlines()
+        assert f"LogExtraFields=CITADEL_VARIANT={service['variant']}" in drop_in
+
+
+def test_only_a_model_that_compiles_may_compile(plan: dict[str, Any]) -> None:
+    for service in plan["services"]:
+        words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)))
+        environment = rendered("model_service", "service.env.j2", model_variables(plan, service)).splitlines()
+        assert ("TORCH_COMPILE_DISABLE=1" in environment) == ("--enforce-eager" in words)
+
+
 PARSER = """
 import json, sys
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
