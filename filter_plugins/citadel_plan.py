@@ -25,6 +25,7 @@ from citadel_plan import (
     diff_plans,
     diff_sentences,
     host_warnings,
+    list_addresses,
     list_architectures,
     list_metrics_targets,
     list_state_targets,
@@ -150,6 +151,19 @@ def citadel_host_warnings(condition: object) -> list[str]:
     return host_warnings(_plain(condition))
 
 
+def citadel_addresses(places: object) -> list[str]:
+    """List the addresses that a unit must be able to reach; see citadel_addresses.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence that names what is no address.
+
+    """
+    try:
+        return list_addresses(_plain(places))
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
     """List where Prometheus finds the models; see citadel_metrics_targets.yml."""
     return list_metrics_targets(_plain(plans))
@@ -181,6 +195,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Name the filters."""
         return {
+            "citadel_addresses": citadel_addresses,
             "citadel_architectures": citadel_architectures,
             "citadel_host_warnings": citadel_host_warnings,
             "citadel_metrics_targets": citadel_metrics_targets,

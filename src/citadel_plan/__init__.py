@@ -5,6 +5,7 @@ Pure and typed, without Ansible: ``filter_plugins/citadel_plan.py`` is the adapt
 
 from __future__ import annotations
 
+from .addresses import list_addresses
 from .api import plan
 from .architectures import list_architectures
 from .compare import compare_memory, comparison_table
@@ -27,6 +28,7 @@ __all__ = [
     "diff_plans",
     "diff_sentences",
     "host_warnings",
+    "list_addresses",
     "list_architectures",
     "list_metrics_targets",
     "list_state_targets",

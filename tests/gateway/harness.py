@@ -114,7 +114,7 @@ class Gateway:
         self.output_file = self.folder / "output"
         self._render()
         service = directives((self.folder / "10-exec.conf").read_text(encoding="utf-8"))
-        environment = _environment(self.folder / f"{INSTANCE}.env") | _environment(self.folder / "secret.env")
+        environment = _environment(self.folder / f"{INSTANCE}.env") | {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
         self.supervised = Supervised(shlex.split(service["ExecStart"][-1]), self.output_file, environment).__enter__()
         self.process = self.supervised.process
         try:
@@ -193,7 +193,10 @@ class Gateway:
             target.write_text(render(ROLE / "templates" / f"{template}.j2", variables), encoding="utf-8")
         for module in (ROLE / "files").glob("*.py"):
             shutil.copy(module, config)
-        (self.folder / "secret.env").write_text(f"LITELLM_MASTER_KEY={MASTER_KEY}\n", encoding="utf-8")
+        credentials = self.folder / "credentials"
+        credentials.mkdir(exist_ok=True)
+        (name, _) = directives((self.folder / "10-exec.conf").read_text(encoding="utf-8"))["LoadCredential"][0].split(":")
+        (credentials / name).write_text(f"LITELLM_MASTER_KEY {MASTER_KEY}\n", encoding="utf-8")
 
 
 def role_variables() -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Mock:
 
     folder: Path
     options: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         self.port, self.state_port = free_port(), free_port()
@@ -55,7 +56,7 @@ class Mock:
         self.supervised = Supervised(
             [*command, "--", sys.executable, str(MOCK), str(self.port), str(weights)],
             self.folder / "output",
-            os.environ | {"MOCK_ORDERS": str(self.orders), "RUNTIME_DIRECTORY": str(runtime)},
+            os.environ | {"MOCK_ORDERS": str(self.orders), "RUNTIME_DIRECTORY": str(runtime)} | self.environment,
         ).__enter__()
         return self
 
@@ -184,6 +185,38 @@ def test_an_end_of_its_own_is_a_failure_whatever_it_says(mock: Mock, status: int
     mock.order(exit=status)
     assert mock.supervised.until_ended(seconds=10) == expected
     assert f" while starting the API server: its main process ended with status {status}" in mock.supervised.status
+
+
+def test_a_credential_becomes_environment_and_shows_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "gateway.key").write_text("SOME_KEY sk-of-the-test\n")
+    with Mock(tmp_path, {"credential": "gateway.key"}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) as mock:
+        mock.until_state("process")
+        process = mock.supervised.main_process()
+        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        assert b"SOME_KEY=sk-of-the-test" in environment
+        assert not [entry for entry in environment if entry.startswith(b"CREDENTIALS_DIRECTORY=")]
+        for pid in (process, mock.supervised.process.pid):
+            assert b"sk-of-the-test" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert b"sk-of-the-test" not in Path(f"/proc/{mock.supervised.process.pid}/environ").read_bytes()
+        assert "sk-of-the-test" not in mock.supervised.written() + "".join(mock.supervised.read())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        ("", "it must hold lines"),
+        ("sk-of-the-test\n", "it must hold lines"),
+        ("A b c\n", "it must hold lines"),
+    ],
+)
+def test_a_credential_that_is_none_is_named_and_never_shown(tmp_path: Path, content: str | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "gateway.key").write_text(content)
+    with Mock(tmp_path, {"credential": "gateway.key"}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) as mock:
+        assert mock.supervised.until_ended(seconds=10) == EX_CONFIG
+        assert f"while starting: credential gateway.key: {reason}" in mock.supervised.status
+        assert "sk-of-the-test" not in mock.supervised.written() + mock.supervised.status
 
 
 def test_a_program_that_is_missing_is_named_and_not_tried_again(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_nothing_that_a_client_sends_is_logged(server: Host, plan: dict[str, Any
 
 
 def test_the_master_key_is_in_no_field_of_the_journal(server: Host) -> None:
-    server.check_output("cut -d= -f2 /opt/citadel/secrets/gateway.env > /run/lab-key")
+    server.check_output("cut -d' ' -f2 /opt/citadel/secrets/gateway.key > /run/lab-key")
     found = server.run("journalctl --no-pager --all --output=export | grep -acFf /run/lab-key; rm /run/lab-key")
     assert found.stdout.strip() == "0"
 

@@ -134,6 +134,18 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
+def read_credential(name: str) -> dict[str, str]:
+    """Read the variables of a credential of the unit: one a line, a name, a blank and the value.
+
+    Raises OSError where systemd has handed over none of that name, ValueError where it holds anything else. Neither says what it holds.
+    """
+    text = (Path(os.environ.get("CREDENTIALS_DIRECTORY", "/run/credentials")) / name).read_text(encoding="utf-8")
+    lines = [line.split(" ") for line in text.splitlines()]
+    if not lines or any(len(words) != 2 or not all(words) for words in lines):
+        raise ValueError("it must hold lines of a name, a blank and a value")
+    return {variable: value for variable, value in lines}  # noqa: C416 - dict() of lists of any length is no dict of str for mypy
+
+
 # --- what HTTP tells ---
 
 
@@ -571,8 +583,13 @@ class Supervisor:
             return 0
         self._failures.run_begins()
         # What is for the main process alone must not reach others.
-        mine = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
+        mine = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY"}
         environment = {name: value for name, value in os.environ.items() if name not in mine}
+        for name in self._options.credential:
+            try:
+                environment |= read_credential(name)
+            except (OSError, ValueError) as error:
+                return self._failed(EX_CONFIG, f"credential {name}: {getattr(error, 'strerror', None) or error}")
         try:
             self._child = subprocess.Popen(self._command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         except OSError as error:
@@ -822,6 +839,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     common.add_argument("--state-port", type=int, help="port on 127.0.0.1 for GET /state and /metrics of the supervisor")
     common.add_argument("--start-timeout-seconds", type=float, required=True, help="TimeoutStartSec of the unit, for the status text")
     common.add_argument("--stall-timeout-seconds", type=float, required=True, help="longest time without any result while it works")
+    common.add_argument("--credential", action="append", default=[], help="credential of the unit whose lines NAME VALUE become variables")
     common.add_argument("--sample-seconds", type=float, default=5, help="time between two looks at what it counts")
     common.add_argument("--idle-seconds", type=float, default=30, help="time without any count after which it is given work")
     common.add_argument("--busy-seconds", type=float, default=10, help="the same while requests are running")
