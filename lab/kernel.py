@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """A Debian virtual machine with a kernel of its own, for what only cgroup v2 and BPF enforce (molecule scenario `kernel`).
 
-The lab host (``host.py``) is a guest of this machine's kernel, which may enforce less than a server's. This one is emulated by QEMU (TCG, no KVM):
-slow, and it needs nothing of the machine but a free port on loopback. Its network ends in QEMU: nothing that it sends leaves this machine.
+The lab host (``host.py``) is a guest of this machine's kernel, which may enforce less than a server's. This one is emulated by QEMU
+(TCG, no KVM): slow, and it needs nothing of the machine but a free port on loopback. Its network ends in QEMU: nothing that it sends
+leaves this machine.
 
 * ``create``   install what is missing, build or reuse the image, boot it, prove that it runs on cgroup v2
 * ``destroy``  end it; what it wrote is gone with it, only the cached image stays
@@ -29,7 +30,20 @@ import time
 from pathlib import Path
 from typing import Final, NoReturn
 
-from host import CHECKOUT, GUEST_PACKAGES, SUITE, LabError, cache_folder, install_packages, lock, make_owned_folder, owner_of_cache, run, say, start_time
+from host import (
+    CHECKOUT,
+    GUEST_PACKAGES,
+    SUITE,
+    LabError,
+    cache_folder,
+    install_packages,
+    lock,
+    make_owned_folder,
+    owner_of_cache,
+    run,
+    say,
+    start_time,
+)
 
 NAME: Final = "citadel-kernel"
 CPUS: Final = 2
@@ -53,7 +67,9 @@ FILES: Final = {
     "etc/hosts": f"127.0.0.1 localhost {NAME}\n",
     "etc/machine-id": "",
     "etc/fstab": "/dev/vda / ext4 errors=remount-ro 0 1\n/dev/vdb none swap sw 0 0\n",
-    "etc/systemd/network/10-ethernet.network": f"[Match]\nType=ether\nKind=!*\n\n[Network]\nAddress={ADDRESS}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
+    "etc/systemd/network/10-ethernet.network": (
+        f"[Match]\nType=ether\nKind=!*\n\n[Network]\nAddress={ADDRESS}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+    ),
 }
 BOOT_SECONDS: Final = 300
 END_SECONDS: Final = 10
@@ -119,8 +135,8 @@ def build_image(folder: Path) -> None:
     """Fill the folder. The root file system is a file made from a folder, so that no loop device is needed."""
     root = folder / "root"
     run("mmdebstrap", "--variant=minbase", "--format=directory", f"--include={PACKAGES}", SUITE, root)
-    for path, text in FILES.items():
-        (root / path).write_text(text)
+    for file, text in FILES.items():
+        (root / file).write_text(text)
     units = "systemd-networkd.service", "ssh.service"
     run("systemctl", f"--root={root}", "enable", *units)
     # What takes a processor's time by itself would show in what is measured.
@@ -184,7 +200,12 @@ def boot(machine: Machine, image: Path) -> None:
 
     with (machine.state / "qemu.log").open("wb") as log:
         child = subprocess.Popen(
-            qemu_command(machine, image, port), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=write_record
+            qemu_command(machine, image, port),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=write_record,
         )
     deadline = time.monotonic() + BOOT_SECONDS
     while ssh(machine, "systemctl is-system-running --wait", check=False).stdout.strip() != "running":
@@ -198,7 +219,8 @@ def write_ssh_config(machine: Machine, image: Path, port: int) -> None:
     known = machine.state / "known_hosts"
     known.write_text(f"{NAME} {(image / 'host_key.pub').read_text()}")
     machine.ssh_config.write_text(
-        f"Host {NAME}\n  HostName 127.0.0.1\n  Port {port}\n  HostKeyAlias {NAME}\n  User root\n  IdentitiesOnly yes\n  IdentityFile {image / 'id_ed25519'}\n"
+        f"Host {NAME}\n  HostName 127.0.0.1\n  Port {port}\n  HostKeyAlias {NAME}\n  User root\n"
+        f"  IdentitiesOnly yes\n  IdentityFile {image / 'id_ed25519'}\n"
         f"  UserKnownHostsFile {known}\n  StrictHostKeyChecking yes\n  BatchMode yes\n  ConnectTimeout 30\n"
         # A login takes the guest two seconds: whoever asks for a master connection (ControlMaster) shares this one.
         f"  ControlPath {machine.state / 'ssh.socket'}\n"
@@ -212,7 +234,7 @@ def ssh(machine: Machine, command: str, *, check: bool = True) -> subprocess.Com
 def prove_cgroup_v2(machine: Machine) -> None:
     controllers = ssh(machine, "cat /sys/fs/cgroup/cgroup.controllers").stdout.split()
     if missing := {"cpuset", "cpu", "io", "memory", "pids"} - set(controllers):
-        raise LabError(f"the virtual machine has no cgroup v2 controllers {', '.join(sorted(missing))}: nothing that it shows would be worth anything")
+        raise LabError(f"the virtual machine lacks cgroup v2 controllers ({', '.join(sorted(missing))}): it would prove nothing")
 
 
 def end(machine: Machine) -> None:
@@ -238,7 +260,8 @@ def create(_arguments: argparse.Namespace) -> None:
     with lock(machine.folder):
         record = machine.record()
         if record is not None and record["checkout"] != str(CHECKOUT):
-            raise LabError(f"the virtual machine is in use by {record['checkout']}. Free the way with: {record['checkout']}/lab/kernel.py destroy")
+            other = record["checkout"]
+            raise LabError(f"the virtual machine is in use by {other}. Free the way with: {other}/lab/kernel.py destroy")
         if record is not None:
             say(f"{NAME} is up already")
             return

@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-CONNECT_SECONDS = 3
+# Longer than an emulated processor needs under load.
+CONNECT_SECONDS = 10
+ANSWER_SECONDS = 120
 PING_SECONDS = 10
 
 held: list[bytearray] = []
@@ -112,7 +114,7 @@ def serve(listener: socket.socket, ping: Callable[[], None]) -> None:
             continue
         with connection, connection.makefile("rw") as stream:
             name, *words = stream.readline().split()
-            stream.write(json.dumps(COMMANDS[name](*words)))
+            print(json.dumps(COMMANDS[name](*words)), file=stream)
 
 
 def listen(path: Path) -> socket.socket:
@@ -141,8 +143,10 @@ def ask(path: str, words: list[str]) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
         connection.sendall(f"{' '.join(words)}\n".encode())
+        connection.settimeout(ANSWER_SECONDS)
         try:
-            print(connection.makefile().read() or "null")
+            # A line, not all there is: children of the asked process hold the connection open.
+            print(connection.makefile().readline() or "null")
         except ConnectionResetError:
             print("null")
 

@@ -1,7 +1,7 @@
 """The units of a plan for the virtual machine, rendered by the project's own templates, as one archive: ``rendered_units.py FOLDER``.
 
-The plan is the production inventory's for a host with as few CPUs as the machine and 128 GiB; then all memory is divided by one number, as no
-real model fits a machine that is emulated. What is rendered, how, and what the kernel does with it stays the same.
+The plan is the production inventory's for a host with as few CPUs as the machine and 128 GiB; then all memory is divided by one number,
+as no real model fits a machine that is emulated. What is rendered, how, and what the kernel does with it stays the same.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from unit.plan_examples import host_facts, production_plan  # noqa: E402
 
 MEMORY_DIVISOR = 128
 CPUS = 2
-# A set of its own for one service, so that there is a CPU that it must not use; the others share the other CPU, in proportion to their weights.
-# A quota for one of those, since services that share have none by themselves.
+# A set of its own for one service, so that there is a CPU that it must not use; the others share the other CPU, in proportion to
+# their weights. A quota for one of those, since services that share have none by themselves.
 OVERRIDES = {"hermes-2": {"pin": {"cpu_set": "1"}}, "phi-3-mini": {"request": {"cpu_quota_percent": 40}}}
 
 MOCK = "opt/citadel/libexec/mock_allocator.py"
