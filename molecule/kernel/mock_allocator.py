@@ -118,6 +118,8 @@ def serve(listener: socket.socket, ping: Callable[[], None]) -> None:
 
 
 def listen(path: Path) -> socket.socket:
+    # The runtime folder may outlive a restart.
+    path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()

@@ -25,6 +25,9 @@ CPUS = 2
 # their weights. A quota for one of those, since services that share have none by themselves.
 OVERRIDES = {"hermes-2": {"pin": {"cpu_set": "1"}}, "phi-3-mini": {"request": {"cpu_quota_percent": 40}}}
 
+# The gateway calls a model of another host, too. The tests put that address, and one that nobody named, behind a link of their own.
+OTHER_HOST = "192.0.2.3"
+
 MOCK = "opt/citadel/libexec/mock_allocator.py"
 MOCK_DROP_IN = f"""# The mock that stands in for vLLM and LiteLLM. Everything else of the unit is as rendered.
 [Service]
@@ -45,8 +48,9 @@ def rendered(role: str, template: str, **given: object) -> str:
     return render(CHECKOUT / "roles" / role / "templates" / template, values)
 
 
-def drop_ins(role: str) -> list[str]:
-    return sorted(path.name.removesuffix(".j2") for path in (CHECKOUT / "roles" / role / "templates").glob("[0-9][0-9]-*.conf.j2"))
+def templates(role: str, pattern: str) -> list[str]:
+    """Names of what a role renders."""
+    return sorted(path.name.removesuffix(".j2") for path in (CHECKOUT / "roles" / role / "templates").glob(pattern))
 
 
 def files(plan: dict[str, Any]) -> dict[str, str]:
@@ -57,17 +61,23 @@ def files(plan: dict[str, Any]) -> dict[str, str]:
         "etc/tmpfiles.d/citadel-llm.conf": rendered("host", "tmpfiles.conf.j2"),
         "opt/citadel/.env": rendered("host", "env.j2", host_environment={"CITADEL_ENV": "development"}),
     }
-    framework = {"service_framework_slice": plan["slice"], "service_framework_instances": []}
-    for name in ("citadel-llm@.service", "citadel-llm.target", "citadel-llm.slice"):
+    framework = {
+        "service_framework_slice": plan["slice"],
+        "service_framework_instances": [],
+        "service_framework_gateway_unit": plan["gateway"]["unit"],
+    }
+    for name in templates("service_framework", "citadel-llm*.j2"):
         found[f"{units}/{name}"] = rendered("service_framework", f"{name}.j2", **framework)
     for service in plan["services"]:
         given = {"model_service_plan": service, "model_service_device": plan["device"], "model_service_python": "/usr/bin/python3"}
-        for name in drop_ins("model_service"):
+        for name in templates("model_service", "[0-9][0-9]-*.conf.j2"):
             found[f"{units}/{service['unit']}.d/{name}"] = rendered("model_service", f"{name}.j2", **given)
         found[f"opt/citadel/config/services/{service['name']}.env"] = rendered("model_service", "service.env.j2", **given)
     gateway = plan["gateway"]
     # Its limits only: what it runs, and the user and secrets for that, are replaced by the mock anyway.
-    found[f"{units}/{gateway['unit']}.d/20-resources.conf"] = rendered("gateway", "20-resources.conf.j2", gateway_plan=gateway)
+    upstreams = [{"api_base": f"http://{OTHER_HOST}:11400/v1"}]
+    limits = rendered("gateway", "20-resources.conf.j2", gateway_plan=gateway, gateway_upstreams=upstreams)
+    found[f"{units}/{gateway['unit']}.d/20-resources.conf"] = limits
     found[f"opt/citadel/config/services/{gateway['name']}.env"] = ""
     for unit in (*plan["services"], gateway):
         found[f"{units}/{unit['unit']}.d/50-mock-allocator.conf"] = MOCK_DROP_IN

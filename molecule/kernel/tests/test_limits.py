@@ -37,6 +37,7 @@ def of_kernel(unit: Unit) -> dict[str, str]:
         "MemoryMax": unit.kernel("memory.max"),
         "MemorySwapMax": unit.kernel("memory.swap.max"),
         "AllowedCPUs": unit.kernel("cpuset.cpus"),
+        "AllowedMemoryNodes": unit.kernel("cpuset.mems"),
         "CPUQuota": "" if quota == "max" else f"{int(quota) * 100 // int(period)}%",
         "CPUWeight": unit.kernel("cpu.weight"),
         "TasksMax": unit.kernel("pids.max"),
@@ -287,22 +288,27 @@ def test_death_of_the_main_process_leaves_nothing(host: Host, started: Start, re
     record("KillMode", unit, kernel=f"main process killed: all {len(processes)} gone after {seconds:.1f} s, then started again")
 
 
-OUTSIDE, OUTSIDE_PORT = "192.0.2.2", 8080
+# Other hosts of the network: one that nobody named, and the one with a model that the gateway calls (rendered_units.py).
+UNNAMED, NAMED, OUTSIDE_PORT = "192.0.2.2", "192.0.2.3", 8080
+# sshd answers on loopback.
+CALLED = {"127.0.0.1": 22, UNNAMED: OUTSIDE_PORT, NAMED: OUTSIDE_PORT}
 NETWORKS = {"any": ["0.0.0.0/0", "::/0"], "localhost": ["127.0.0.0/8", "::1/128"], "link-local": ["169.254.0.0/16", "fe80::/64"]}
 
 
 @pytest.fixture
-def outside(host: Host) -> Iterator[str]:
-    """Another host of the network, behind a link of its own, that answers on a port."""
+def outside(host: Host) -> Iterator[None]:
+    """The other hosts, behind a link of their own; they answer on a port."""
     host.check_output(
         "ip netns add outside && ip link add inside0 type veth peer name outside0 netns outside"
         f" && ip address add 192.0.2.1/24 dev inside0 && ip link set inside0 up"
-        f" && ip -n outside address add {OUTSIDE}/24 dev outside0 && ip -n outside link set outside0 up"
+        f" && ip -n outside address add {UNNAMED}/24 dev outside0 && ip -n outside address add {NAMED}/24 dev outside0"
+        " && ip -n outside link set outside0 up"
         " && systemd-run --quiet --unit=mock-outside --property=NetworkNamespacePath=/run/netns/outside"
         f" python3 -m http.server {OUTSIDE_PORT}"
     )
-    wait_for("a host outside", lambda: host.run(f"timeout 2 bash -c '< /dev/tcp/{OUTSIDE}/{OUTSIDE_PORT}'").rc == 0)
-    yield OUTSIDE
+    answers = " && ".join(f"timeout 5 bash -c '< /dev/tcp/{address}/{OUTSIDE_PORT}'" for address in (UNNAMED, NAMED))
+    wait_for("the other hosts", lambda: host.run(answers).rc == 0)
+    yield
     host.check_output("systemctl stop mock-outside && ip link delete inside0 && ip netns delete outside")
 
 
@@ -317,23 +323,23 @@ def admits(unit: Unit, address: str) -> bool:
     return lists("IPAddressAllow") or not lists("IPAddressDeny")
 
 
+@pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize("name", [ALONE, "unified-api-gateway"])
-def test_addresses(started: Start, units: dict[str, Unit], outside: str, record: Record, name: str) -> None:
+def test_addresses(started: Start, units: dict[str, Unit], record: Record, name: str) -> None:
     unit = units[name]
     denied = unit.rendered("IPAddressDeny")
     if not denied:
         pytest.skip(f"{unit.name} renders no IPAddressDeny")
     started(name)
-    assert admits(unit, "127.0.0.1")
-    assert unit.ask("main", "connect", "127.0.0.1", 22) is None
-    error = unit.ask("main", "connect", outside, OUTSIDE_PORT)
-    assert (error is None) == admits(unit, outside)
+    errors = {address: unit.ask("main", "connect", address, port) for address, port in CALLED.items()}
+    assert {address: error is None for address, error in errors.items()} == {address: admits(unit, address) for address in CALLED}
+    assert (errors["127.0.0.1"] is None, errors[UNNAMED] is None) == (True, False)
     unit.stop()
     with with_mock_setting(unit, "IPAddressDeny="):
         unit.start()
-        assert unit.ask("main", "connect", outside, OUTSIDE_PORT) is None
+        assert [unit.ask("main", "connect", address, port) for address, port in CALLED.items()] == [None] * len(CALLED)
         unit.stop()
     record(
         "IPAddressDeny", unit, rendered=f"{' '.join(denied)}, IPAddressAllow={' '.join(unit.rendered('IPAddressAllow'))}",
-        kernel=f"127.0.0.1 connects, {outside}: {error or 'connects'}", without=f"{outside} connects",
+        kernel=", ".join(f"{address}: {error or 'connects'}" for address, error in errors.items()), without="all connect",
     )  # fmt: skip
