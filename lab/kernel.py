@@ -71,7 +71,7 @@ FILES: Final = {
         f"[Match]\nType=ether\nKind=!*\n\n[Network]\nAddress={ADDRESS}\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
     ),
 }
-BOOT_SECONDS: Final = 300
+BOOT_SECONDS: Final = 600
 END_SECONDS: Final = 10
 
 

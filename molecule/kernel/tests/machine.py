@@ -21,7 +21,8 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 BUILD = CHECKOUT / "build/kernel"
 NAME = "citadel-kernel"
 MOCK = "/opt/citadel/libexec/mock_allocator.py"
-WAIT_SECONDS = 120
+# Generous: the emulated processors take their time, more so beside other work.
+WAIT_SECONDS = 300
 
 Found = TypeVar("Found")
 

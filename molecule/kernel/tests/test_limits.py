@@ -30,28 +30,39 @@ def mebibytes(unit: Unit) -> int:
     return int(unit.limit("MemoryMax")) // MIB
 
 
-def of_kernel(unit: Unit) -> dict[str, str]:
-    """The limits of a unit as its cgroup files have them, written as systemd writes them."""
-    quota, period = unit.kernel("cpu.max").split()
-    return {
-        "MemoryMax": unit.kernel("memory.max"),
-        "MemorySwapMax": unit.kernel("memory.swap.max"),
-        "AllowedCPUs": unit.kernel("cpuset.cpus"),
-        "AllowedMemoryNodes": unit.kernel("cpuset.mems"),
-        "CPUQuota": "" if quota == "max" else f"{int(quota) * 100 // int(period)}%",
-        "CPUWeight": unit.kernel("cpu.weight"),
-        "TasksMax": unit.kernel("pids.max"),
-    }
+def quota(file: str) -> str:
+    allowed, period = file.split()
+    return "" if allowed == "max" else f"{int(allowed) * 100 // int(period)}%"
+
+
+def whole_pages(rendered: str) -> str:
+    return str(int(rendered) // PAGE_BYTES * PAGE_BYTES)
+
+
+def unchanged(text: str) -> str:
+    return text
+
+
+# Directive, file of the cgroup, what the kernel makes of the figure, how systemd would write what the file says.
+FIGURES = [
+    ("MemoryMax", "memory.max", whole_pages, unchanged),
+    ("MemorySwapMax", "memory.swap.max", unchanged, unchanged),
+    ("AllowedCPUs", "cpuset.cpus", unchanged, unchanged),
+    ("AllowedMemoryNodes", "cpuset.mems", unchanged, unchanged),
+    ("CPUQuota", "cpu.max", unchanged, quota),
+    ("CPUWeight", "cpu.weight", unchanged, unchanged),
+    ("TasksMax", "pids.max", unchanged, unchanged),
+]
 
 
 @pytest.mark.parametrize("name", [ALONE, BIG, SMALL, THROTTLED, "unified-api-gateway"])
 def test_the_kernel_has_what_is_rendered(started: Start, name: str) -> None:
     (unit,) = started(name)
-    kernel = of_kernel(unit)
-    rendered = {directive: unit.limit(directive) for directive in kernel if unit.rendered(directive)}
-    assert {"MemoryMax", "AllowedCPUs", "CPUWeight", "TasksMax"} <= set(rendered)
-    whole_pages = str(int(rendered["MemoryMax"]) // PAGE_BYTES * PAGE_BYTES)
-    assert {directive: kernel[directive] for directive in rendered} == {**rendered, "MemoryMax": whole_pages}
+    rendered = {figure: figure[2](unit.limit(figure[0])) for figure in FIGURES if unit.rendered(figure[0])}
+    assert {"MemoryMax", "AllowedCPUs", "CPUWeight", "TasksMax"} <= {directive for directive, *_ in rendered}
+    assert {directive: read(unit.kernel(file)) for directive, file, _, read in rendered} == {
+        directive: value for (directive, *_), value in rendered.items()
+    }
 
 
 def test_memory_of_one_service(host: Host, started: Start, record: Record) -> None:
