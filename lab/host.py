@@ -28,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -141,10 +141,10 @@ def all_guests(cache: Path) -> list[Guest]:
 
 
 @contextlib.contextmanager
-def lock(cache: Path) -> Iterator[None]:
-    """One lab operation at a time; a killed one leaves no lock behind."""
-    make_owned_folder(cache / "lab")
-    with (cache / "lab" / "lock").open("w") as handle:
+def lock(folder: Path) -> Iterator[None]:
+    """One lab operation at a time on what the folder holds; a killed one leaves no lock behind."""
+    make_owned_folder(folder)
+    with (folder / "lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -299,8 +299,9 @@ def remove_cgroups(name: str) -> None:
 # --- root file system ----------------------------------------------------------------------------------------------
 
 
-def install_packages() -> None:
-    missing = sorted({package for tool, package in CONTROLLER_PACKAGES.items() if shutil.which(tool) is None})
+def install_packages(package_of: Mapping[str, str]) -> None:
+    """Install the Debian packages, given by program, whose programs are missing on this machine."""
+    missing = sorted({package for program, package in package_of.items() if shutil.which(program) is None})
     if not missing:
         return
     say(f"installing Debian packages on this machine: {' '.join(missing)}")
@@ -486,14 +487,14 @@ def create(arguments: argparse.Namespace) -> None:
     require_root("create")
     cache = cache_folder()
     guest = Guest(name=arguments.name, address=GUESTS[arguments.name], cache=cache)
-    with lock(cache):
+    with lock(cache / "lab"):
         refuse_routed_subnet()
         owner = {"owner": arguments.owner, "checkout": str(CHECKOUT)}
         if guest.complete.exists() and (found := json.loads(guest.complete.read_text())) != owner and guest.running() is not None:
             raise LabError(
                 f"the lab host {guest.name} is in use: '{found['owner']}' of {found['checkout']}. Free the way with: make -C {found['checkout']} destroy"
             )
-        install_packages()
+        install_packages(CONTROLLER_PACKAGES)
         archive = rootfs_archive(cache)
         network_up(cache)
         if guest.complete.exists() and json.loads(guest.complete.read_text()) != owner:
@@ -530,7 +531,7 @@ def check(_arguments: argparse.Namespace) -> None:
 def destroy(arguments: argparse.Namespace) -> None:
     require_root("destroy")
     cache = cache_folder()
-    with lock(cache):
+    with lock(cache / "lab"):
         for guest in all_guests(cache):
             if arguments.name in {None, guest.name}:
                 shut_down(guest)
