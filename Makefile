@@ -39,7 +39,7 @@ model: setup ## derive a catalogue entry from a folder of weights (FOLDER=/path 
 benchmark: setup ## how long planning takes, by number of models and hosts
 	@$(VENV)/bin/python benchmarks/plan_speed.py
 
-verify: setup ## the longer proofs, on the host of a running demo
+verify: setup ## the longer proofs, on the host of a running demo, and the limits on a virtual machine with cgroup v2
 	@tests/verify
 
 soak: setup ## a night of small load with deployments in between, on the host of a running demo (CITADEL_SOAK_MINUTES)

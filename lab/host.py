@@ -4,6 +4,7 @@
 Commands (``lab/host.py COMMAND --help`` shows the options):
 
 * ``create``   install what is missing, build or reuse the root file system, boot the guest, prove that its limits are enforced
+* ``check``    exit 0 only where a lab may be made: refuses a machine on which the lab's subnet is already routed
 * ``destroy``  power the guests off and remove them, the bridge, the NAT rule and the cgroups
 * ``status``   one line per lab host
 * ``guard``    exit 0 only where an address is a running lab host on the lab's own bridge; prints the reason otherwise
@@ -27,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -140,10 +141,10 @@ def all_guests(cache: Path) -> list[Guest]:
 
 
 @contextlib.contextmanager
-def lock(cache: Path) -> Iterator[None]:
-    """One lab operation at a time; a killed one leaves no lock behind."""
-    make_owned_folder(cache / "lab")
-    with (cache / "lab" / "lock").open("w") as handle:
+def lock(folder: Path) -> Iterator[None]:
+    """One lab operation at a time on what the folder holds; a killed one leaves no lock behind."""
+    make_owned_folder(folder)
+    with (folder / "lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -298,8 +299,9 @@ def remove_cgroups(name: str) -> None:
 # --- root file system ----------------------------------------------------------------------------------------------
 
 
-def install_packages() -> None:
-    missing = sorted({package for tool, package in CONTROLLER_PACKAGES.items() if shutil.which(tool) is None})
+def install_packages(package_of: Mapping[str, str]) -> None:
+    """Install the Debian packages, given by program, whose programs are missing on this machine."""
+    missing = sorted({package for program, package in package_of.items() if shutil.which(program) is None})
     if not missing:
         return
     say(f"installing Debian packages on this machine: {' '.join(missing)}")
@@ -392,7 +394,7 @@ def write_ssh_config(cache: Path) -> None:
 def boot(guest: Guest, binds: list[str]) -> None:
     make_cgroups(guest.name)
     command = [
-        "systemd-nspawn", "--quiet", f"--directory={guest.root}", f"--machine={guest.name}", f"--hostname={guest.name}",
+        str(LAB_FOLDER / "guest" / "boot"), "systemd-nspawn", "--quiet", f"--directory={guest.root}", f"--machine={guest.name}", f"--hostname={guest.name}",
         "--register=no", "--keep-unit", "--kill-signal=SIGRTMIN+3", f"--network-bridge={BRIDGE}", "--resolv-conf=copy-host",
         "--timezone=off", "--link-journal=no", "--console=pipe", *binds, "/sbin/lab-init",
     ]  # fmt: skip
@@ -485,14 +487,14 @@ def create(arguments: argparse.Namespace) -> None:
     require_root("create")
     cache = cache_folder()
     guest = Guest(name=arguments.name, address=GUESTS[arguments.name], cache=cache)
-    with lock(cache):
+    with lock(cache / "lab"):
         refuse_routed_subnet()
         owner = {"owner": arguments.owner, "checkout": str(CHECKOUT)}
         if guest.complete.exists() and (found := json.loads(guest.complete.read_text())) != owner and guest.running() is not None:
             raise LabError(
                 f"the lab host {guest.name} is in use: '{found['owner']}' of {found['checkout']}. Free the way with: make -C {found['checkout']} destroy"
             )
-        install_packages()
+        install_packages(CONTROLLER_PACKAGES)
         archive = rootfs_archive(cache)
         network_up(cache)
         if guest.complete.exists() and json.loads(guest.complete.read_text()) != owner:
@@ -520,10 +522,16 @@ def bind_option(bind: str) -> str:
     return f"--bind{'-ro' if mode == ['ro'] else ''}={folder}:{path}"
 
 
+def check(_arguments: argparse.Namespace) -> None:
+    """Before anything is downloaded; create asks again, then with every tool there."""
+    if shutil.which("ip") is not None:
+        refuse_routed_subnet()
+
+
 def destroy(arguments: argparse.Namespace) -> None:
     require_root("destroy")
     cache = cache_folder()
-    with lock(cache):
+    with lock(cache / "lab"):
         for guest in all_guests(cache):
             if arguments.name in {None, guest.name}:
                 shut_down(guest)
@@ -565,6 +573,8 @@ def main() -> NoReturn:
         "--bind", action="append", default=[], metavar="FOLDER:PATH[:ro]", help="show a folder of this machine to the guest"
     )
     command.set_defaults(function=create)
+    command = commands.add_parser("check", help="exit 0 only where a lab may be made; changes and sends nothing")
+    command.set_defaults(function=check)
     command = commands.add_parser("destroy", help="remove lab hosts, and the network after the last one")
     command.add_argument("name", nargs="?", choices=GUESTS)
     command.set_defaults(function=destroy)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -36,6 +37,13 @@ def answer_everything_with(text: str) -> str:
     quoted = text.replace('"', '\\\\"')
     rule = f"http-request return status 200 content-type application/json string {quoted}"
     return f"cp -a {EDGE} /run/lab-edge && sed -i '/^frontend edge_/a\\    {rule}' {EDGE} && systemctl reload haproxy"
+
+
+def journal_that_tells_it_as(script: str) -> str:
+    """Shell that puts a sed script between journalctl and whoever asks it."""
+    lines = ["#!/bin/sh", f"/usr/bin/journalctl \"$@\" | sed '{script}'"]
+    file = "/usr/local/bin/journalctl"
+    return f"printf '%s\\n' {' '.join(map(shlex.quote, lines))} > {file} && chmod 755 {file}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,37 @@ BREAKAGES = [
         "cp -a /opt/citadel/secrets/gateway.key /run/lab-secret && echo LAB lab-broken-secret >> /opt/citadel/secrets/gateway.key"
         " && logger lab-broken-secret && journalctl --sync",
         "cp -a /run/lab-secret /opt/citadel/secrets/gateway.key && rm /run/lab-secret",
-        ("test_the_master_key_is_not_in_the_journal",),
+        ("test_the_master_key_is_in_no_field_of_the_journal",),
+    ),
+    Breakage(
+        "the edge logs what a client puts behind the path",
+        f"cp -a {EDGE} /run/lab-edge && sed -i 's/%\\[var(txn.path),json(utf8s)\\]/%HU/' {EDGE} && systemctl reload haproxy",
+        MEND_EDGE,
+        ("test_nothing_that_a_client_sends_is_logged",),
+    ),
+    Breakage(
+        "a journal without variants, in which everything is an error of one line",
+        journal_that_tells_it_as('s/"CITADEL_VARIANT"/"VARIANT"/; s/"PRIORITY":"6"/"PRIORITY":"3"/; s/Traceback/Trace/'),
+        "rm /usr/local/bin/journalctl",
+        ("test_the_journal_knows_the_service_and_its_variant", "test_a_record_keeps_its_priority", "test_a_traceback_is_one_entry"),
+    ),
+    Breakage(
+        "a log that everybody may read",
+        "chmod 755 /var/log/citadel-llm/phi-3-mini",
+        "chmod 750 /var/log/citadel-llm/phi-3-mini",
+        ("test_logs_are_for_root_and_the_service_alone",),
+    ),
+    Breakage(
+        "a log file beyond its bound",
+        "truncate --size=40M /var/log/citadel-llm/phi-3-mini/lab.log",
+        "rm /var/log/citadel-llm/phi-3-mini/lab.log",
+        ("test_logs_are_bounded",),
+    ),
+    Breakage(
+        "another range of ports for outgoing connections",
+        "echo 10000 60999 > /proc/sys/net/ipv4/ip_local_port_range",
+        "echo 32768 60999 > /proc/sys/net/ipv4/ip_local_port_range",
+        ("test_kernel_settings_are_in_force",),
     ),
     Breakage(
         "a process of agent0's with the master key in its environment",
