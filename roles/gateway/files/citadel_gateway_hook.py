@@ -8,7 +8,7 @@ It does four things, each of which LiteLLM has no setting for:
 * whoever comes without the right key gets a 401: without a database LiteLLM refuses a wrong key with "400 No connected db.", and
   falls over one that is missing. It gets it after a moment, because the edge repeats what was refused while a key is being rotated, and
   may do so only so often;
-* what a model server answers does not reach the log, because it can quote the prompt.
+* what a model server answers, or a client writes, does not reach the log, because it can be a prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from citadel_routing import Rules, is_verdict_on_request, leaves_choice_open, load_rules, without_upstream_answer
+from citadel_routing import Rules, is_verdict_on_request, leaves_choice_open, load_rules, without_quotations
 from fastapi import HTTPException, status
 from litellm.integrations.custom_logger import CustomLogger
 
@@ -97,8 +97,8 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
         return HTTPException(status.HTTP_401_UNAUTHORIZED, detail="A valid API key is needed: Authorization: Bearer KEY.")
 
 
-class UpstreamAnswerFilter(logging.Filter):
-    """Cuts what a model server answered out of a log record.
+class QuotationFilter(logging.Filter):
+    """Cuts what a model server answered or a client wrote out of a log record.
 
     An exception that carries an HTTP status is an answer and not a fault in the program: its traceback repeats the answer and says
     nothing else, in 5 kB that anybody could have written by sending nonsense. The router's report of a fallback that the hook ended
@@ -109,7 +109,7 @@ class UpstreamAnswerFilter(logging.Filter):
         message = record.getMessage()
         if _REFUSAL in message:
             return False
-        record.msg, record.args = without_upstream_answer(message), None
+        record.msg, record.args = without_quotations(message), None
         if record.exc_info and hasattr(record.exc_info[1], "status_code"):
             record.exc_info = record.exc_text = None
         return True
@@ -138,7 +138,7 @@ def _ask_for_stream_usage(data: dict[str, Any]) -> None:
 
 
 for _name in _LITELLM_LOGGERS:
-    logging.getLogger(_name).addFilter(UpstreamAnswerFilter())
+    logging.getLogger(_name).addFilter(QuotationFilter())
 
 # LiteLLM makes a client of its own for each text completion and leaves it to Python to close it, which aiohttp calls an error, twice
 # per request.

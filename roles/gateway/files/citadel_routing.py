@@ -21,8 +21,10 @@ AUTOMATIC_MODEL: Final = "auto"
 # another model may well answer.
 _VERDICTS_ON_REQUEST: Final = frozenset({400, 413, 422})
 
-# LiteLLM quotes the answer of a model server behind "<Provider>Exception - ", and that answer can quote the prompt.
+# LiteLLM quotes the answer of a model server behind "<Provider>Exception - ", and that answer can quote the prompt. It also quotes the
+# model that a client names, which can be anything.
 _UPSTREAM_ANSWER: Final = re.compile(r"(?P<who>\w+Exception) - .*", re.DOTALL)
+_UNKNOWN_MODEL: Final = re.compile(r"(?P<what>Invalid model name passed in) model=.*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ def is_verdict_on_request(status: object) -> bool:
     return status in _VERDICTS_ON_REQUEST
 
 
-def without_upstream_answer(text: str) -> str:
-    """`text` with what a model server answered cut off, since it may quote a prompt; who answered stays readable."""
-    return _UPSTREAM_ANSWER.sub(r"\g<who> - (the model's own words are not logged)", text)
+def without_quotations(text: str) -> str:
+    """`text` with what a model server answered or a client wrote cut off, since it may hold a prompt; who answered stays readable."""
+    text = _UPSTREAM_ANSWER.sub(r"\g<who> - (the model's own words are not logged)", text)
+    return _UNKNOWN_MODEL.sub(r"\g<what> (what clients write is not logged)", text)
