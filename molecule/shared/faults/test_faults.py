@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,16 +231,25 @@ def status_text(server: Host, name: str) -> str:
     return server.check_output("systemctl show --property=StatusText --value %s", unit_of(name))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_memory(server: Host) -> Iterator[None]:
+    """Have failures forgotten after a second of success: what happens here in minutes must not look like a service that fails in a row."""
+    folder = "/run/systemd/system/citadel-llm@.service.d"
+    server.check_output("mkdir -p %s", folder)
+    server.check_output(
+        "printf '[Service]\\nEnvironment=CITADEL_RESTART_STEADY_SECONDS=1\\n' > %s/lab.conf && systemctl daemon-reload", folder
+    )
+    yield
+    server.check_output("rm -rf %s && systemctl daemon-reload", folder)
+
+
 @pytest.fixture
 def calm(server: Host, plan: dict[str, Any]) -> set[str]:
-    """Start from a platform in which all is well; the traces that it has then.
-
-    The count of starts begins anew: what happens here in minutes must not look like one service that fails again and again.
-    """
+    """Start from a platform in which all is well; the traces that it has then."""
     port = plan["gateway"]["port"]
     names = {service["name"] for service in plan["services"]}
     assert until(lambda: health(port) == dict.fromkeys(names, "healthy"), RECOVER_SECONDS) is not None, health(port)
-    server.check_output("systemctl reset-failed")
+    server.check_output("systemctl reset-failed")  # counts the starts anew
     return traces(server)
 
 
