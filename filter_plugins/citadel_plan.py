@@ -24,6 +24,8 @@ from citadel_plan import (
     comparison_table,
     diff_plans,
     diff_sentences,
+    host_warnings,
+    list_addresses,
     list_architectures,
     list_metrics_targets,
     list_state_targets,
@@ -31,6 +33,8 @@ from citadel_plan import (
     plan,
     plan_page,
     plan_table,
+    status_problems,
+    status_table,
     variable_name_problems,
 )
 
@@ -142,6 +146,24 @@ def citadel_architectures(models: object, *, overrides: object = None) -> dict[s
         raise AnsibleFilterError(str(error)) from error
 
 
+def citadel_host_warnings(condition: object) -> list[str]:
+    """Say what a host lacks; see citadel_host_warnings.yml."""
+    return host_warnings(_plain(condition))
+
+
+def citadel_addresses(places: object) -> list[str]:
+    """List the addresses that a unit must be able to reach; see citadel_addresses.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence that names what is no address.
+
+    """
+    try:
+        return list_addresses(_plain(places))
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
     """List where Prometheus finds the models; see citadel_metrics_targets.yml."""
     return list_metrics_targets(_plain(plans))
@@ -150,6 +172,16 @@ def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
 def citadel_state_targets(plans: object, *, host: str) -> list[dict[str, Any]]:
     """List where Prometheus finds the states of the models on ``host``; see citadel_state_targets.yml."""
     return list_state_targets(_plain(plans), host=_plain(host))
+
+
+def citadel_status_problems(status: object, *, host: str) -> list[str]:
+    """Say what is not well on a host; see citadel_status_problems.yml."""
+    return status_problems(_plain(status), host=_plain(host))
+
+
+def citadel_status_table(status: object, *, host: str) -> str:
+    """Lay the status of a host out as text; see citadel_status_table.yml."""
+    return status_table(_plain(status), host=_plain(host))
 
 
 def citadel_variable_name_problems(defined: object, *, required: object, optional: object) -> list[str]:
@@ -163,7 +195,9 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Name the filters."""
         return {
+            "citadel_addresses": citadel_addresses,
             "citadel_architectures": citadel_architectures,
+            "citadel_host_warnings": citadel_host_warnings,
             "citadel_metrics_targets": citadel_metrics_targets,
             "citadel_plan": citadel_plan,
             "citadel_plan_comparison": citadel_plan_comparison,
@@ -172,6 +206,8 @@ class FilterModule:
             "citadel_plan_page": citadel_plan_page,
             "citadel_plan_table": citadel_plan_table,
             "citadel_state_targets": citadel_state_targets,
+            "citadel_status_problems": citadel_status_problems,
+            "citadel_status_table": citadel_status_table,
             "citadel_upstreams": citadel_upstreams,
             "citadel_variable_name_problems": citadel_variable_name_problems,
         }

@@ -4,6 +4,7 @@
 Commands (``lab/host.py COMMAND --help`` shows the options):
 
 * ``create``   install what is missing, build or reuse the root file system, boot the guest, prove that its limits are enforced
+* ``check``    exit 0 only where a lab may be made: refuses a machine on which the lab's subnet is already routed
 * ``destroy``  power the guests off and remove them, the bridge, the NAT rule and the cgroups
 * ``status``   one line per lab host
 * ``guard``    exit 0 only where an address is a running lab host on the lab's own bridge; prints the reason otherwise
@@ -393,7 +394,7 @@ def write_ssh_config(cache: Path) -> None:
 def boot(guest: Guest, binds: list[str]) -> None:
     make_cgroups(guest.name)
     command = [
-        "systemd-nspawn", "--quiet", f"--directory={guest.root}", f"--machine={guest.name}", f"--hostname={guest.name}",
+        str(LAB_FOLDER / "guest" / "boot"), "systemd-nspawn", "--quiet", f"--directory={guest.root}", f"--machine={guest.name}", f"--hostname={guest.name}",
         "--register=no", "--keep-unit", "--kill-signal=SIGRTMIN+3", f"--network-bridge={BRIDGE}", "--resolv-conf=copy-host",
         "--timezone=off", "--link-journal=no", "--console=pipe", *binds, "/sbin/lab-init",
     ]  # fmt: skip
@@ -521,6 +522,12 @@ def bind_option(bind: str) -> str:
     return f"--bind{'-ro' if mode == ['ro'] else ''}={folder}:{path}"
 
 
+def check(_arguments: argparse.Namespace) -> None:
+    """Before anything is downloaded; create asks again, then with every tool there."""
+    if shutil.which("ip") is not None:
+        refuse_routed_subnet()
+
+
 def destroy(arguments: argparse.Namespace) -> None:
     require_root("destroy")
     cache = cache_folder()
@@ -566,6 +573,8 @@ def main() -> NoReturn:
         "--bind", action="append", default=[], metavar="FOLDER:PATH[:ro]", help="show a folder of this machine to the guest"
     )
     command.set_defaults(function=create)
+    command = commands.add_parser("check", help="exit 0 only where a lab may be made; changes and sends nothing")
+    command.set_defaults(function=check)
     command = commands.add_parser("destroy", help="remove lab hosts, and the network after the last one")
     command.add_argument("name", nargs="?", choices=GUESTS)
     command.set_defaults(function=destroy)

@@ -66,12 +66,13 @@ def memory_bytes(text):
     return int(re.search(r"MemTotal:\s+(\d+) kB", text).group(1)) * 1024
 
 
-def numa_nodes():
+def numa_nodes(folder=Path("/sys/devices/system/node")):
+    """Nodes with CPUs, with memory, or both: memory that no CPU has is part of the host's, and no service may count on it."""
     nodes = []
-    for folder in sorted(Path("/sys/devices/system/node").glob("node[0-9]*"), key=lambda path: int(path.name[4:])):
-        cpus = (folder / "cpulist").read_text().strip()
-        if cpus:
-            nodes.append({"id": int(folder.name[4:]), "cpus": cpus, "memory_bytes": memory_bytes((folder / "meminfo").read_text())})
+    for node in sorted(folder.glob("node[0-9]*"), key=lambda path: int(path.name[4:])):
+        cpus, memory = (node / "cpulist").read_text().strip(), memory_bytes((node / "meminfo").read_text())
+        if cpus or memory:
+            nodes.append({"id": int(node.name[4:]), "cpus": cpus, "memory_bytes": memory})
     return nodes
 
 

@@ -62,7 +62,7 @@ peak_bytes:
   returned: always
   type: int
 limit_bytes:
-  description: Its limit as the kernel knows it.
+  description: Its limit as the kernel knows it; V(0) where there is none.
   returned: always
   type: int
 """
@@ -71,34 +71,12 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
-from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.citadel_cgroup import Cgroup
 
-CGROUPS = Path("/sys/fs/cgroup")
 SAMPLE_SECONDS = 0.2
 FIRST_TOKEN = 3  # below are the tokens that begin, end and pad
-
-
-class Cgroup:
-    """Memory of a unit, on cgroup version 1 and 2."""
-
-    def __init__(self, group):
-        self.version_2 = CGROUPS / group.lstrip("/")
-        self.version_1 = CGROUPS / "memory" / group.lstrip("/")
-        self.folder = self.version_2 if (self.version_2 / "memory.stat").exists() else self.version_1
-
-    def held_bytes(self):
-        counts = dict(line.split() for line in (self.folder / "memory.stat").read_text().splitlines())
-        if "anon" in counts:
-            return int(counts["anon"]) + int(counts["shmem"]) + int(counts.get("kernel", 0))
-        kernel = int((self.folder / "memory.kmem.usage_in_bytes").read_text())
-        return int(counts["total_rss"]) + int(counts.get("total_shmem", 0)) + kernel
-
-    def limit_bytes(self):
-        file = "memory.max" if self.folder == self.version_2 else "memory.limit_in_bytes"
-        text = (self.folder / file).read_text().strip()
-        return 0 if text == "max" else int(text)
 
 
 def fill(port, model, context_tokens, num_seqs, timeout_seconds):

@@ -19,6 +19,7 @@ options:
     description:
       - V(applied) decides as described and does not wait for the start to finish.
       - V(active) waits until the start has finished, and fails with the unit's status text and last journal lines where it failed, or was not asked for.
+        A start that systemd repeats meanwhile has failed.
     type: str
     choices: [applied, active]
     default: applied
@@ -34,6 +35,9 @@ options:
   known_status_text:
     description: With O(state=active), answers already when the status text is another, not sooner than after a second.
     type: str
+  known_restarts:
+    description: With O(state=active), RV(restarts) of the call before.
+    type: int
   timeout_seconds:
     description: With O(state=active), how long one call looks before it answers that the unit is still activating.
     type: int
@@ -55,6 +59,7 @@ EXAMPLES = r"""
     name: citadel-llm@hermes-2.service
     state: active
     known_status_text: "{{ unit.status_text | default('') }}"
+    known_restarts: "{{ unit.restarts | default(omit) }}"
   register: unit
   loop: "{{ range(600) | list }}"
   loop_control:
@@ -76,6 +81,10 @@ status_text:
   description: What the unit says of itself while it starts.
   returned: always
   type: str
+restarts:
+  description: How often systemd has started it again by itself, the least that was seen.
+  returned: with O(state=active)
+  type: int
 """
 
 import calendar
@@ -84,7 +93,17 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-PROPERTIES = ("ActiveState", "SubState", "ExecMainStartTimestamp", "NeedDaemonReload", "LoadState", "StatusText", "Job", "Result")
+PROPERTIES = (
+    "ActiveState",
+    "SubState",
+    "ExecMainStartTimestamp",
+    "NeedDaemonReload",
+    "LoadState",
+    "StatusText",
+    "Job",
+    "Result",
+    "NRestarts",
+)
 
 
 def show(module, name):
@@ -150,25 +169,33 @@ def state_of(module, name):
 def wait(module):
     name = module.params["name"]
     known = module.params["known_status_text"]
+    restarts = module.params["known_restarts"]
     began = time.monotonic()
     while True:
         unit = show(module, name)
+        # A start that was asked for begins to count at 0, which may come after the first look.
+        counted = int(unit.get("NRestarts", 0))
+        restarts = counted if restarts is None else min(restarts, counted)
+        repeated = counted > restarts
         waiting = unit["ActiveState"] in {"activating", "reloading", "deactivating"} or unit.get("Job", "0") not in {"", "0"}
         waited = time.monotonic() - began
         new = known is not None and unit.get("StatusText", "") != known and waited > 1
-        if module.check_mode or not waiting or new or waited > module.params["timeout_seconds"]:
+        if module.check_mode or repeated or not waiting or new or waited > module.params["timeout_seconds"]:
             break
         time.sleep(0.25)
-    if unit["ActiveState"] == "failed" or (unit["SubState"] == "auto-restart" and unit["Result"] != "success"):
+    result = unit["Result"]
+    if unit["ActiveState"] == "failed" or repeated or (unit["SubState"] == "auto-restart" and result != "success"):
+        why = "" if result == "success" else f" ({result})"
         _, journal, _ = module.run_command(["journalctl", "--unit", name, "--lines=40", "--no-pager", "--output=cat"])
         module.fail_json(
-            msg=f"{name} did not start ({unit['Result']}): {unit.get('StatusText', '')}\nIts last words:\n{journal}See: journalctl -u {name}",
+            msg=f"{name} did not start{why}: {unit.get('StatusText', '')}\nIts last words:\n{journal}See: journalctl -u {name}",
             action="none",
+            restarts=restarts,
             **state_of(module, name),
         )
     if unit["ActiveState"] == "inactive" and not waiting and not module.check_mode:
         module.fail_json(msg=f"{name} is inactive and nobody has started it.", action="none", **state_of(module, name))
-    module.exit_json(changed=False, action="none", **state_of(module, name))
+    module.exit_json(changed=False, action="none", restarts=restarts, **state_of(module, name))
 
 
 def main():
@@ -179,6 +206,7 @@ def main():
             "restart_when_newer": {"type": "list", "elements": "path", "default": []},
             "inputs_change": {"type": "bool", "default": False},
             "known_status_text": {"type": "str"},
+            "known_restarts": {"type": "int"},
             "timeout_seconds": {"type": "int", "default": 30},
         },
         supports_check_mode=True,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import subprocess
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,24 @@ def ask(port: int, path: str, body: dict[str, Any] | None = None, *, timeout: fl
             return Answer(response.status, response.read().decode(), dict(response.headers))
     except urllib.error.HTTPError as error:
         return Answer(error.code, error.read().decode(), dict(error.headers))
+
+
+def health(gateway_port: int) -> dict[str, str]:
+    """What the edge says of each model; empty where it does not answer."""
+    try:
+        return dict(ask(gateway_port, "/health", timeout=10).json()["models"])
+    except (OSError, ValueError, KeyError, http.client.HTTPException):
+        return {}
+
+
+def until(condition: Callable[[], bool], seconds: float) -> float | None:
+    """Wait until the condition holds; the seconds that it took, None where it never did."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > seconds:
+            return None
+        time.sleep(0.2)
+    return time.monotonic() - began
 
 
 def play(*arguments: str, change: Change | None = None, inventory: str = "inventory") -> subprocess.CompletedProcess[str]:

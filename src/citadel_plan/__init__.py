@@ -5,14 +5,17 @@ Pure and typed, without Ansible: ``filter_plugins/citadel_plan.py`` is the adapt
 
 from __future__ import annotations
 
+from .addresses import list_addresses
 from .api import plan
 from .architectures import list_architectures
 from .compare import compare_memory, comparison_table
 from .diff import diff_plans, diff_sentences
+from .host_warnings import host_warnings
 from .problems import PlanError
 from .report import plan_table
 from .report_html import plan_page
 from .result import Plan
+from .status import status_problems, status_table
 from .targets import list_metrics_targets, list_state_targets
 from .upstreams import list_upstreams
 from .variable_names import variable_name_problems
@@ -24,6 +27,8 @@ __all__ = [
     "comparison_table",
     "diff_plans",
     "diff_sentences",
+    "host_warnings",
+    "list_addresses",
     "list_architectures",
     "list_metrics_targets",
     "list_state_targets",
@@ -31,5 +36,7 @@ __all__ = [
     "plan",
     "plan_page",
     "plan_table",
+    "status_problems",
+    "status_table",
     "variable_name_problems",
 ]

@@ -20,7 +20,7 @@ from .memory import (
     spend,
     weights_bytes_by_formula,
 )
-from .parse import HOST_FACTS, SETTINGS, parse_host, parse_models, parse_settings
+from .parse import HOST_FACTS, SETTINGS, KnownEntry, parse_host, parse_models, parse_settings
 from .ports import METRICS_OFFSET, STATE_OFFSET, UPSTREAM_OFFSET, check_ports, edge_ports
 from .problems import Change, PlanError, Problems
 from .result import (
@@ -80,16 +80,21 @@ def plan(models: object, *, overrides: object, host: str, host_facts: object, se
             violated constraint of ports, memory, CPUs and disk, and the nearest plans that fit.
 
     """
+    # Half of the time of a refusal went into reading again what its trials leave alone.
+    known: dict[str, KnownEntry] = {}
+    known_host: Host | None = None
 
     def attempt(changes: Changes) -> Outcome:
+        nonlocal known_host
         problems = Problems(host)
         changed = overrides if not changes else with_changes(overrides, OVERRIDES, changes)
         catalogue = merge_catalogue(models, changed, problems)
-        services = parse_models(catalogue, problems)
+        services = parse_models(catalogue, problems, known)
         parsed_settings = parse_settings(with_changes(settings, SETTINGS, changes) if changes else settings, problems)
-        parsed_host = parse_host(host, host_facts, problems)
+        parsed_host = known_host or parse_host(host, host_facts, problems)
         if problems:
             return Outcome(plan=None, problems=problems, outlooks=(), policy=None)
+        known_host = parsed_host
         return _Planner(services, parsed_host, parsed_settings, problems).run()
 
     outcome = attempt(())

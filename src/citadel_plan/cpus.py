@@ -6,8 +6,9 @@ by a share that nobody can plan.
 
 Which node the worker takes: that of the lowest CPU of its thread list, whatever the order the list is written in, as
 libgomp has bound the worker's main thread to it when vLLM asks; unless that node is not among the memory nodes that
-the process may use, then the first of those. So the unit's memory node is part of the plan: the first of
-``numa_nodes``.
+the process may use, then the first of those. So the unit's memory node is part of the plan, the first of
+``numa_nodes``, and the only one that the process is let see. Whether there is room for the KV cache is asked of the
+node of that lowest CPU all the same (determine_available_memory), so no thread runs on a CPU below those at home.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class CpuShare:
     numa_nodes: tuple[int, ...]
     """The node that holds its memory first, then the other nodes of its CPUs."""
     omp_cpu_ids: tuple[int, ...]
-    """One logical CPU per physical core, for the threads that compute."""
+    """One logical CPU per physical core, for the threads that compute. The lowest is at home, unless others have
+    pinned every core there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +176,7 @@ class Dealer:
         self._node_by_cpu = {cpu: node.id for node in host.numa_nodes for cpu in node.cpu_ids}
         self._rooms = {node.id: usable_node_bytes(node, host, reserve_bytes) for node in host.numa_nodes if node.cpu_ids}
         self._cores = {node_id: sum(1 for core in self._free if self._node_of(core) == node_id) for node_id in self._rooms}
-        self._fixed = {name: self._node_of(cores[0]) for name, cores in pinned.items()}
+        self._fixed = {model.name: self._node_by_cpu[min(model.pin.cpu_ids or ())] for model in models if model.name in pinned}
 
     def _node_of(self, core: Core) -> int:
         return self._node_by_cpu[core[0]]
@@ -352,7 +354,7 @@ class Dealer:
         for model in self._waiting:
             missing = self._counts[model.name] - len(chosen[model.name])
             if missing:
-                # Behind its own cores where it can be, so that the lowest CPU of its threads is at home.
+                # Behind its own cores where it can be: threads run on no others.
                 behind = [core for core in left if core > chosen[model.name][0]]
                 more = self._from_few_nodes(behind if len(behind) >= missing else left, missing)
                 chosen[model.name] += more
@@ -370,7 +372,12 @@ class Dealer:
         services = {
             model.name: self._pinned_share(model, homes[model.name], exclusive=True)
             if model.name in self._pinned
-            else self._share(chosen[model.name], homes[model.name], exclusive=True, bind=chosen[model.name])
+            else self._share(
+                chosen[model.name],
+                homes[model.name],
+                exclusive=True,
+                bind=[core for core in chosen[model.name] if core >= chosen[model.name][0]],
+            )
             for model in self._models
         }
         return CpuPlan(
@@ -402,8 +409,10 @@ def quota_percent(share: CpuShare, override: int | None) -> int | None:
 
 def check_quota(path: str, override: tuple[str, ...], quota: int | None, host: Host, problems: Problems) -> None:
     """Refuse a quota above what the whole host could give: it would limit nothing."""
+    if quota is None:
+        return
     most = QUOTA_PERCENT_PER_CPU * len(host.cpu_ids)
-    if quota is not None and quota > most:
+    if quota > most:
         problems.add(
             f"{path} is {quota}, which is more than the {most} of all {len(host.cpu_ids)} CPUs of {host.name}: lower it or leave it out.",
             repair=Change(override, None),

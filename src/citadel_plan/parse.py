@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from .id_lists import parse_ids
@@ -101,26 +102,48 @@ _ARGUMENT: Final = re.compile(r"[^\s\"'\\$%]+")
 """systemd splits, unquotes and expands a command line; an argument without these characters reaches vLLM as it is."""
 
 
-def parse_models(catalogue: Catalogue, problems: Problems) -> tuple[Model, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownEntry:
+    """An entry that was read before, and nothing was wrong."""
+
+    entry: object
+    overridden: frozenset[str]
+    model: Model
+    enabled: bool
+
+
+def parse_models(catalogue: Catalogue, problems: Problems, known: dict[str, KnownEntry] | None = None) -> tuple[Model, ...]:
     """Read the merged catalogue.
 
     Args:
         catalogue: Merged entries.
         problems: Takes what is wrong.
+        known: What was read of catalogues before this one: what is the same is not read again. Is kept up to date.
 
     Returns:
         The enabled models, ordered by API port and name whatever the order of the inventory's keys.
 
     """
     models: list[Model] = []
+    overridden: dict[str, list[str]] = {name: [] for name in catalogue.entries}
+    for path in catalogue.overridden:
+        overridden[path[0]].append(".".join(path[1:]))
     for name in sorted(catalogue.entries):
+        keys = frozenset(overridden[name])
+        before = None if known is None else known.get(name)
+        if before is not None and before.overridden == keys and before.entry == catalogue.entries[name]:
+            if before.enabled:
+                models.append(before.model)
+            continue
         reader = Reader(catalogue.entries[name], (name,), catalogue.name, problems)
         if not reader.usable:
             continue
         if _SERVICE_NAME.fullmatch(name) is None:
             problems.add(f'{catalogue.name((name,))} has the name "{name}", which {_SERVICE_NAME_RULE}.')
         enabled = reader.flag("enabled", default=True)
-        model = _parse_model(name, reader, catalogue, problems)
+        model = _parse_model(name, reader, keys, catalogue, problems)
+        if known is not None and not problems:
+            known[name] = KnownEntry(entry=catalogue.entries[name], overridden=keys, model=model, enabled=enabled)
         if enabled:
             models.append(model)
     if catalogue.entries and not models and not problems:
@@ -128,7 +151,7 @@ def parse_models(catalogue: Catalogue, problems: Problems) -> tuple[Model, ...]:
     return tuple(sorted(models, key=lambda model: (model.request.port, model.name)))
 
 
-def _parse_model(name: str, reader: Reader, catalogue: Catalogue, problems: Problems) -> Model:
+def _parse_model(name: str, reader: Reader, overridden: frozenset[str], catalogue: Catalogue, problems: Problems) -> Model:
     architecture = _parse_architecture(reader.child("architecture"))
     min_num_seqs = reader.integer("min_num_seqs", low=1, high=4096, default=1)
     max_num_seqs = reader.integer("max_num_seqs", low=1, high=4096)
@@ -144,7 +167,7 @@ def _parse_model(name: str, reader: Reader, catalogue: Catalogue, problems: Prob
             reader.complain("modes", f'holds "{mode}": use {" and ".join(_MODES)} only')
     model = Model(
         name=name,
-        overridden=frozenset(".".join(path[1:]) for path in catalogue.overridden if path[0] == name),
+        overridden=overridden,
         description=reader.text("description"),
         specialisation=reader.texts("specialisation"),
         modes=modes,

@@ -186,7 +186,7 @@ def node_memory(plan: Entry, host: Host) -> list[Strip]:
     """Draw each NUMA node with the services whose memory is bound to it; none where the host has one node."""
     if len(host.numa_nodes) == 1:
         return []
-    return [_node_strip(plan, host, node) for node in host.numa_nodes]
+    return [_node_strip(plan, host, node) for node in host.numa_nodes if node.memory_bytes]
 
 
 def _node_strip(plan: Entry, host: Host, node: NumaNode) -> Strip:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .result import Plan, ServicePlan
 
 MAX_TRIALS: Final = 100
-"""Runs of the planner for one refusal: one to three seconds for 20 models, a tenth of one for four."""
+"""Runs of the planner for one refusal: less than half a second for 20 models, a few hundredths of one for four."""
 
 _MAX_SERVICES_TRIED: Final = 2_000
 """Services times runs: with more than 20 models there are fewer runs, as each takes longer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -30,7 +31,8 @@ class Backend:
     """A service on 127.0.0.1:port that names itself in every answer, with its supervisor on `state_port` where it has one.
 
     `gate` closed: requests (health and state included) hang until it is opened. `health_status`: what GET /health and /state answer.
-    `generation_gate` closed: only POST requests hang. `chunks`: what a POST whose body asks for a stream waits for,
+    `generation_gate` closed: only POST requests hang. `key`: what POST requests must bring as a bearer, or they are refused
+    with a 401. `chunks`: what a POST whose body asks for a stream waits for,
     one release of the semaphore for each chunk that it sends. `waiting`: the POST requests that hang just now.
     """
 
@@ -39,6 +41,7 @@ class Backend:
     state_port: int | None = None
     health_status: int = 200
     generation_status: int = 200
+    key: str | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     generation_gate: threading.Event = field(default_factory=threading.Event)
     chunks: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -112,6 +115,10 @@ class _Handler(BaseHTTPRequestHandler):
             backend.waiting.append(request)
             backend.generation_gate.wait(30)
             backend.waiting.remove(request)
+            if backend.key is not None and headers.get("authorization") != [f"Bearer {backend.key}"]:
+                time.sleep(0.1)  # as the gateway's hook does, only shorter
+                self._answer(401, {"error": "this key is not known"})
+                return
             if b'"break off"' in body:
                 self.close_connection = True
                 return

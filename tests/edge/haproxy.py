@@ -75,13 +75,15 @@ def free_ports(count: int) -> list[int]:
 def write_configuration(directory: Path, variables: Mapping[str, Any]) -> Path:
     """Render the role's files into `directory` as tasks/configure.yml places them on a host; the path of haproxy.cfg.
 
-    What only root may do (chroot, another user) is left out, so the tests need no rights.
+    What only root may do (chroot, another user) is left out, and the key of the gateway is KEY, so the tests need no rights.
     """
     values = (
         role_defaults("edge")
         | {"edge_configuration_directory": str(directory), "edge_stats_socket": str(directory / "stats")}
         | dict(variables)
+        | {"edge_gateway_secret_file": str(directory / "gateway.key")}
     )
+    write_key(directory)
     for name in ("api", "metrics"):
         entry = {"name": f"{name}-ports.map", "ports": values[f"edge_{name}_ports"]}
         (directory / entry["name"]).write_text(render(TEMPLATES / "ports.map.j2", values | {"__edge_map": entry}), encoding="utf-8")
@@ -89,6 +91,11 @@ def write_configuration(directory: Path, variables: Mapping[str, Any]) -> Path:
     configuration = directory / "haproxy.cfg"
     configuration.write_text(re.sub(r"^ +(chroot|user|group) .*\n", "", text, flags=re.MULTILINE), encoding="utf-8")
     return configuration
+
+
+def write_key(directory: Path, key: str = KEY) -> None:
+    """Write the file of the gateway's key as the role gateway does."""
+    (directory / "gateway.key").write_text(f"LITELLM_MASTER_KEY {key}\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,6 @@ class Edge:
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [tool("haproxy"), "-W", "-f", str(configuration), "-p", str(self.directory / "pid")],
-                env=os.environ | {"LITELLM_MASTER_KEY": KEY},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edge.backends import PARTS
-from edge.haproxy import KEY, LOOPBACK, MODELS, SERVER, TRUSTED, Answer, Edge, ask, make_edge, until
+from edge.haproxy import KEY, LOOPBACK, MODELS, SERVER, TRUSTED, Answer, Edge, ask, make_edge, until, write_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,6 +165,36 @@ def test_a_request_is_held_while_the_gateway_restarts_and_sent_once(edge: Edge) 
         assert time.monotonic() - start >= 3
         assert models.result(20).status == 200
     assert len(edge.gateway.generations()) == before + 1
+
+
+def test_a_new_key_is_read_by_a_reload_and_nobody_notices(edge: Edge) -> None:
+    """As playbooks/rotate-keys.yml does it: the edge first, the gateway a moment later. Until then it refuses what the edge sends."""
+    edge.gateway.key = KEY
+    before = len(edge.gateway.generations())
+    write_key(edge.directory, "sk-another-key")
+    try:
+        edge.reload()
+        with ThreadPoolExecutor() as pool:
+            answers = [pool.submit(ask, edge.gateway_port, "/v1/completions", method="POST", body=CHAT) for _ in range(4)]
+            until(lambda: len(edge.gateway.generations()) > before + 4, seconds=5, what="a refused request is tried again")
+            edge.gateway.key = "sk-another-key"
+            results = [answer.result(20) for answer in answers]
+            assert [result.status for result in results] == [200] * 4, edge.log()[-3000:]
+            assert [result.json["headers"]["authorization"] for result in results] == [["Bearer sk-another-key"]] * 4
+    finally:
+        edge.gateway.key = None
+        write_key(edge.directory)
+        edge.reload()
+
+
+def test_a_gateway_with_another_key_is_not_the_clients_fault(edge: Edge) -> None:
+    edge.gateway.key = "sk-another-key"
+    try:
+        answer = ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT)
+    finally:
+        edge.gateway.key = None
+    assert (answer.status, answer.error["code"]) == (503, "gateway_key")
+    assert int(answer.headers["retry-after"]) > 0
 
 
 def test_a_generation_that_breaks_off_is_not_run_again(edge: Edge) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from edge.haproxy import TEMPLATES, tool, write_configuration
+from edge.haproxy import KEY, TEMPLATES, tool, write_configuration
 from edge.refusals import refusals
-from rendering import render
+from rendering import render, role_defaults
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +29,7 @@ PRODUCTION: dict[str, Any] = {
     ],
     "edge_trusted_networks": ["192.168.10.0/24"],
     "edge_environment": "development",
-    "edge_gateway_secret_file": "/opt/citadel/secrets/gateway.env",
+    "edge_gateway_secret_file": "/opt/citadel/secrets/gateway.key",
 }
 INVENTORIES = {
     "production": {},
@@ -53,7 +52,6 @@ def test_haproxy_accepts_it_without_a_warning(tmp_path: Path, inventory: str) ->
     configuration = write_configuration(tmp_path, PRODUCTION | INVENTORIES[inventory])
     check = subprocess.run(
         [tool("haproxy"), "-c", "-f", str(configuration)],
-        env=os.environ | {"LITELLM_MASTER_KEY": "placeholder"},
         capture_output=True,
         text=True,
         check=False,
@@ -81,14 +79,21 @@ def test_the_same_inventory_in_another_order_makes_the_same_maps(tmp_path: Path)
 
 def test_no_key_is_written_to_any_file(tmp_path: Path) -> None:
     write_configuration(tmp_path, PRODUCTION)
-    unit = render(TEMPLATES / "citadel.conf.j2", PRODUCTION)
-    assert "EnvironmentFile=/opt/citadel/secrets/gateway.env\n" in unit
-    assert 'Authorization "Bearer ${LITELLM_MASTER_KEY}"' in (tmp_path / "haproxy.cfg").read_text(encoding="utf-8")
+    written = [path for path in tmp_path.iterdir() if KEY in path.read_text(encoding="utf-8")]
+    assert written == [tmp_path / "gateway.key"], "its own, which the role gateway writes"
+
+
+@pytest.mark.parametrize("inventory", INVENTORIES)
+def test_no_regular_expression_is_used(tmp_path: Path, inventory: str) -> None:
+    """HAProxy compiles them to code, which MemoryDenyWriteExecute forbids: it would not start."""
+    text = write_configuration(tmp_path, PRODUCTION | INVENTORIES[inventory]).read_text(encoding="utf-8")
+    assert re.findall(r"\S*(?:_reg\b|-m reg\b|regsub|replace-|map_reg|rewrite|rspi?rep|reqi?rep)\S*", text) == []
 
 
 def test_systemd_accepts_the_unit_with_its_drop_in(tmp_path: Path) -> None:
     (tmp_path / "haproxy.service.d").mkdir()
-    (tmp_path / "haproxy.service.d" / "citadel.conf").write_text(render(TEMPLATES / "citadel.conf.j2", PRODUCTION), encoding="utf-8")
+    drop_in = render(TEMPLATES / "citadel.conf.j2", role_defaults("edge") | PRODUCTION)
+    (tmp_path / "haproxy.service.d" / "citadel.conf").write_text(drop_in, encoding="utf-8")
     (tmp_path / "haproxy.service").write_text("[Service]\nType=notify\nExecStart=/bin/true\n", encoding="utf-8")
     check = subprocess.run(
         [tool("systemd-analyze"), "verify", "--man=no", str(tmp_path / "haproxy.service")],
@@ -103,6 +108,7 @@ def test_systemd_accepts_the_unit_with_its_drop_in(tmp_path: Path) -> None:
 REFUSED = {
     "a wildcard": ({"edge_server_addresses": ["0.0.0.0"]}, 'edge_server_addresses is ["0.0.0.0"]'),
     "loopback": ({"edge_server_addresses": ["192.168.10.29", "127.0.0.1"]}, "edge_server_addresses is"),
+    "a name": ({"edge_server_addresses": ["llm.example.org"]}, "llm.example.org is no IP address"),
     "no address": ({"edge_server_addresses": []}, "edge_server_addresses is []"),
     "no model": ({"edge_services": []}, "edge_services names []"),
     "a name with a blank": (
@@ -143,8 +149,8 @@ def test_good_input_is_not_refused(said: dict[str, str]) -> None:
 
 
 def test_haproxy_does_not_start_without_the_key(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "LITELLM_MASTER_KEY"}
     command = [tool("haproxy"), "-c", "-f", str(write_configuration(tmp_path, PRODUCTION))]
-    check = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    (tmp_path / "gateway.key").unlink()
+    check = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert check.returncode != 0
-    assert "LITELLM_MASTER_KEY is not in the environment" in check.stderr
+    assert f"failed to open pattern file <{tmp_path}/gateway.key>" in check.stderr

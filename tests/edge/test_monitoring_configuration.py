@@ -128,9 +128,10 @@ def test_the_programs_take_their_arguments_and_listen_where_they_are_told(
 
 
 def test_systemd_accepts_the_units_with_their_drop_ins(tmp_path: Path) -> None:
-    for unit, environment in (("prometheus.service", "prometheus.env"), ("prometheus-node-exporter.service", "node-exporter.env")):
+    for name, environment in (("prometheus", "prometheus.env"), ("prometheus-node-exporter", "node-exporter.env")):
+        unit = f"{name}.service"
         (tmp_path / f"{unit}.d").mkdir()
-        text = render(TEMPLATES / "citadel.conf.j2", variables(tmp_path, __monitoring_service={"unit": unit, "arguments": environment}))
+        text = render(TEMPLATES / f"{name}.conf.j2", variables(tmp_path))
         assert f"EnvironmentFile={tmp_path}/{environment}\n" in text
         (tmp_path / f"{unit}.d" / "citadel.conf").write_text(text, encoding="utf-8")
         (tmp_path / unit).write_text("[Service]\nExecStart=/bin/true $ARGS\n", encoding="utf-8")
@@ -140,8 +141,18 @@ def test_systemd_accepts_the_units_with_their_drop_ins(tmp_path: Path) -> None:
         assert check.stderr == ""
 
 
+@pytest.mark.parametrize(("listening", "allowed"), [("127.0.0.1", ["localhost", "192.168.10.29", "2001:db8::30"]), ("10.0.0.5", [])])
+def test_prometheus_reaches_its_targets_alone(tmp_path: Path, listening: str, allowed: list[str]) -> None:
+    """On another address than loopback it is asked by whom nobody has named."""
+    every_target = [target for targets in TARGETS.values() for target in targets]
+    values = variables(tmp_path, __monitoring_targets=every_target, monitoring_listen_address=listening)
+    lines = render(TEMPLATES / "prometheus-addresses.conf.j2", values).splitlines()
+    assert [line.removeprefix("IPAddressAllow=") for line in lines if line.startswith("IPAddressAllow=")] == allowed
+    assert ("IPAddressDeny=any" in lines) == bool(allowed)
+
+
 def test_bad_input_is_refused_with_the_variable_and_its_value(tmp_path: Path) -> None:
-    good = variables(tmp_path, monitoring_model_targets=TARGETS["models"])
+    good = variables(tmp_path) | {f"monitoring_{name.removesuffix('s')}_targets": targets for name, targets in TARGETS.items()}
     said = refusals(
         "monitoring",
         {
@@ -149,10 +160,12 @@ def test_bad_input_is_refused_with_the_variable_and_its_value(tmp_path: Path) ->
             "too slow": good | {"monitoring_scrape_timeout_seconds": 16},
             "nothing to watch": good | {"monitoring_model_targets": []},
             "two words": good | {"monitoring_systemd_units": "a b"},
+            "a name": good | {"monitoring_node_targets": [{"service": "node", "host": HOST, "address": "llm.example.org", "port": 9100}]},
         },
         tmp_path,
     )
-    assert set(said) == {"too slow", "nothing to watch", "two words"}
+    assert set(said) == {"too slow", "nothing to watch", "two words", "a name"}
+    assert "llm.example.org is no IP address" in said["a name"]
     assert "monitoring_scrape_timeout_seconds is 16" in said["too slow"]
     assert "monitoring_model_targets is empty" in said["nothing to watch"]
     assert 'monitoring_systemd_units is "a b"' in said["two words"]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ansible.parsing.dataloader import DataLoader
 
+from journal import Entry, Journal
 from rendering import PROJECT, render, role_defaults
 from supervised import SUPERVISOR, Supervised, free_port
 
@@ -99,27 +100,40 @@ class Gateway:
     workers: int = 1
 
     def __enter__(self) -> Self:
+        self._journal = Journal().__enter__()
+        try:
+            self._start()
+        except BaseException:
+            self._journal.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
         self.port = free_port()
         self.log_file = self.folder / "log" / INSTANCE / f"{INSTANCE}.log"
         self.output_file = self.folder / "output"
         self._render()
         service = directives((self.folder / "10-exec.conf").read_text(encoding="utf-8"))
-        environment = _environment(self.folder / f"{INSTANCE}.env") | _environment(self.folder / "secret.env")
+        environment = _environment(self.folder / f"{INSTANCE}.env") | {"CREDENTIALS_DIRECTORY": str(self.folder / "credentials")}
         self.supervised = Supervised(shlex.split(service["ExecStart"][-1]), self.output_file, environment).__enter__()
         self.process = self.supervised.process
         try:
             self.supervised.until_ready(seconds=float(service["TimeoutStartSec"][-1]))
         except BaseException:
-            self.__exit__()
+            self.supervised.__exit__()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.supervised.__exit__()
+        self._journal.__exit__()
 
     def output(self) -> str:
-        """Read what LiteLLM wrote to its standard output and error: the journal's part."""
+        """Read what LiteLLM wrote to its standard output and error, which systemd hands to the journal line by line."""
         return self.output_file.read_text(encoding="utf-8", errors="replace")
+
+    def journal(self) -> list[Entry]:
+        """Read what LiteLLM gave to the journal itself."""
+        return self._journal.entries()
 
     def log(self) -> str:
         """Read what LiteLLM wrote to its log file."""
@@ -164,6 +178,8 @@ class Gateway:
                 "gateway_runtime_directory": str(self.folder / "run"),
                 "gateway_log_directory": str(self.folder / "log"),
                 "gateway_supervisor": str(SUPERVISOR),
+                "gateway_log_handler": str(SUPERVISOR.with_name("citadel_log_file.py")),
+                "gateway_journal_socket": str(self._journal.socket),
             }
             | dict(self.variables)
         )
@@ -177,7 +193,10 @@ class Gateway:
             target.write_text(render(ROLE / "templates" / f"{template}.j2", variables), encoding="utf-8")
         for module in (ROLE / "files").glob("*.py"):
             shutil.copy(module, config)
-        (self.folder / "secret.env").write_text(f"LITELLM_MASTER_KEY={MASTER_KEY}\n", encoding="utf-8")
+        credentials = self.folder / "credentials"
+        credentials.mkdir(exist_ok=True)
+        (name, _) = directives((self.folder / "10-exec.conf").read_text(encoding="utf-8"))["LoadCredential"][0].split(":")
+        (credentials / name).write_text(f"LITELLM_MASTER_KEY {MASTER_KEY}\n", encoding="utf-8")
 
 
 def role_variables() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -257,8 +258,10 @@ def test_metrics_hold_nothing_that_a_client_can_fill(gateway: Gateway, eventuall
 @pytest.mark.parametrize("key", [None, "", "sk-wrong", "wrong", MASTER_KEY[:-1], MASTER_KEY + "0"])
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("GET", "/model/info"), ("POST", CHAT), ("POST", TEXT)])
 def test_nobody_comes_in_without_the_key(gateway: Gateway, backends: dict[str, Backend], method: str, path: str, key: str | None) -> None:
+    began = time.monotonic()
     answer = gateway.request(method, path, request(path) if method == "POST" else None, key=key)
     assert answer.status == 401
+    assert time.monotonic() - began >= 0.5, "or the edge has tried too often before a gateway with another key has stopped"
     assert answer.json()["error"]["type"] == "auth_error"
     assert asked(backends) == {}
 
@@ -290,8 +293,10 @@ def test_logs_hold_neither_prompts_nor_keys(gateway: Gateway, backends: dict[str
     gateway.request("POST", CHAT, request(CHAT), key="sk-some-other-key")
     assert gateway.get("/v1/models?last=line").status == 200
     eventually(lambda: "/v1/models?last=line" in gateway.log(), True)
-    for written in (gateway.output(), gateway.log()):
-        assert "Exception occured" in written, "the errors themselves are logged"
+    journal = "\n".join(entry.text for entry in gateway.journal())
+    assert "Exception occured" in gateway.log(), "the errors themselves are logged"
+    assert "Exception occured" in journal
+    for written in (gateway.output(), gateway.log(), journal):
         assert secret not in written
         assert MASTER_KEY not in written
         assert "sk-some-other-key" not in written
@@ -307,13 +312,27 @@ def test_a_refused_request_writes_a_line_and_no_traceback(gateway: Gateway, back
 
 
 def test_ordinary_requests_write_no_errors(gateway: Gateway, eventually: Eventually) -> None:
-    before = len(gateway.output())
+    before, entries_before = len(gateway.output()), len(gateway.journal())
     for path, stream in itertools.product([CHAT, TEXT], [False, True]):
         for _ in range(5):
             assert gateway.post(path, request(path, stream=stream)).status == 200
     gateway.get("/v1/models?ordinary")
     eventually(lambda: "/v1/models?ordinary" in gateway.log(), True)
     assert gateway.output()[before:] == ""
+    assert gateway.journal()[entries_before:] == []
+
+
+def test_the_journal_knows_how_bad_it_is(gateway: Gateway, eventually: Eventually) -> None:
+    """`journalctl --priority=err` finds the errors, whole: the lines of a traceback belong to one entry."""
+    assert {entry.identifier for entry in gateway.journal()} == {"citadel-llm@unified-api-gateway"}
+    assert [entry.priority for entry in gateway.journal() if "Application startup complete" in entry.text] == [6]
+    gateway.post(CHAT, ["not an object"])
+    eventually(lambda: any("Exception in ASGI application" in entry.text for entry in gateway.journal()), True)
+    (entry,) = [entry for entry in gateway.journal() if "Exception in ASGI application" in entry.text][-1:]
+    assert entry.priority == 3
+    assert entry.text.startswith("ERROR uvicorn.error: Exception in ASGI application\nTraceback (most recent call last):\n")
+    assert "\nAttributeError: " in entry.text
+    assert "Traceback" not in gateway.output()
 
 
 def test_the_log_file_may_be_rotated_away(gateway: Gateway, eventually: Eventually) -> None:

@@ -74,9 +74,12 @@ def test_systemd_has_nothing_to_say(tmp_path: Path) -> None:
     units = tmp_path / "etc/systemd/system"
     drop_ins = units / "citadel-llm@unified-api-gateway.service.d"
     drop_ins.mkdir(parents=True)
-    framework = role_defaults("service_framework") | {"service_framework_slice": {"memory_max_bytes": 2**31, "tasks_max": 512}}
+    framework = role_defaults("service_framework") | {
+        "service_framework_slice": {"memory_max_bytes": 2**31, "tasks_max": 512},
+        "service_framework_gateway_unit": "citadel-llm@unified-api-gateway.service",
+    }
     folder = PROJECT / "roles" / "service_framework" / "templates"
-    for name in ("citadel-llm@.service", "citadel-llm.target", "citadel-llm.slice"):
+    for name in ("citadel-llm@.service", "citadel-llm-drain.service", "citadel-llm.target", "citadel-llm.slice"):
         (units / name).write_text(render(folder / f"{name}.j2", framework), encoding="utf-8")
     for name in ("10-exec.conf", "20-resources.conf"):
         (drop_ins / name).write_text(rendered(name), encoding="utf-8")

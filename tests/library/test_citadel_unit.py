@@ -88,6 +88,20 @@ def test_a_failed_start_ends_the_wait_with_the_reason_and_the_last_words(tmp_pat
     assert (finished.stdout + finished.stderr).count("failed: [localhost]") == 1, "it does not go on after that"
 
 
+def test_a_start_that_is_tried_again_has_failed(tmp_path: Path) -> None:
+    """The number of the time before is still there when the wait begins; after that each restart counts, also between two looks."""
+    again = STARTING | {
+        "NRestarts": "1",
+        "StatusText": "waiting 5 s after 1 failure in a row; the last: failed at 09:18:40 while warming up: x",
+    }
+    silent, warming = (STARTING | {"NRestarts": "0", "StatusText": text} for text in ("", "warming up"))
+    story = [silent | {"NRestarts": "3"}, *[silent] * 12, warming, warming, again]
+    finished = wait(tmp_path, story)
+    assert finished.returncode != 0
+    assert f"{UNIT} did not start: {again['StatusText']}" in finished.stdout + finished.stderr
+    assert "the last words of vLLM" in finished.stdout + finished.stderr
+
+
 def test_a_unit_that_nobody_has_started_is_not_waited_for(tmp_path: Path) -> None:
     finished = wait(tmp_path, [LOADED | {"ActiveState": "inactive", "SubState": "dead"}])
     assert finished.returncode != 0

@@ -33,12 +33,14 @@ class Mock:
 
     folder: Path
     options: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         self.port, self.state_port = free_port(), free_port()
         self.orders = self.folder / "orders"
-        weights = self.folder / "weights"
+        weights, runtime = self.folder / "weights", self.folder / "runtime"
         weights.mkdir(exist_ok=True)
+        runtime.mkdir(exist_ok=True)
         for number in range(1, SHARDS + 1):
             (weights / f"model-{number}-of-{SHARDS}.safetensors").write_bytes(b"0" * 4096)
         options = {
@@ -54,7 +56,7 @@ class Mock:
         self.supervised = Supervised(
             [*command, "--", sys.executable, str(MOCK), str(self.port), str(weights)],
             self.folder / "output",
-            os.environ | {"MOCK_ORDERS": str(self.orders)},
+            os.environ | {"MOCK_ORDERS": str(self.orders), "RUNTIME_DIRECTORY": str(runtime)} | self.environment,
         ).__enter__()
         return self
 
@@ -185,6 +187,38 @@ def test_an_end_of_its_own_is_a_failure_whatever_it_says(mock: Mock, status: int
     assert f" while starting the API server: its main process ended with status {status}" in mock.supervised.status
 
 
+def test_a_credential_becomes_environment_and_shows_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "gateway.key").write_text("SOME_KEY sk-of-the-test\n")
+    with Mock(tmp_path, {"credential": "gateway.key"}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) as mock:
+        mock.until_state("process")
+        process = mock.supervised.main_process()
+        environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        assert b"SOME_KEY=sk-of-the-test" in environment
+        assert not [entry for entry in environment if entry.startswith(b"CREDENTIALS_DIRECTORY=")]
+        for pid in (process, mock.supervised.process.pid):
+            assert b"sk-of-the-test" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert b"sk-of-the-test" not in Path(f"/proc/{mock.supervised.process.pid}/environ").read_bytes()
+        assert "sk-of-the-test" not in mock.supervised.written() + "".join(mock.supervised.read())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        ("", "it must hold lines"),
+        ("sk-of-the-test\n", "it must hold lines"),
+        ("A b c\n", "it must hold lines"),
+    ],
+)
+def test_a_credential_that_is_none_is_named_and_never_shown(tmp_path: Path, content: str | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "gateway.key").write_text(content)
+    with Mock(tmp_path, {"credential": "gateway.key"}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) as mock:
+        assert mock.supervised.until_ended(seconds=10) == EX_CONFIG
+        assert f"while starting: credential gateway.key: {reason}" in mock.supervised.status
+        assert "sk-of-the-test" not in mock.supervised.written() + mock.supervised.status
+
+
 def test_a_program_that_is_missing_is_named_and_not_tried_again(tmp_path: Path) -> None:
     command = ["/usr/bin/python3", "-I", SUPERVISOR, "http", "--name=x", "--port=1", "--ready-path=/", "--alive-path=/"]
     options = ["--start-timeout-seconds=60", "--stall-timeout-seconds=60", "--", "/nowhere/python"]
@@ -297,6 +331,151 @@ def test_a_drain_is_bounded(tmp_path: Path) -> None:
         assert 6 <= mock.supervised.seconds - began < 9, "the drain and five seconds"
         assert "mock was killed" in mock.supervised.written()
         mock.supervised.until(lambda: mock.supervised.processes() == [], seconds=2, what="nothing is left")
+
+
+# --- failures in a row; each Mock of a test is the next start of one instance, as systemd makes it: the folder is what it keeps ---
+
+WAITING = {"restart-seconds": 1, "restart-longest-seconds": 3}
+AT_ONCE = {"restart-seconds": 60}
+"""A start that waits for anything does not come to its end within the test."""
+
+
+def fail(folder: Path, **options: Any) -> tuple[int, list[tuple[float, str]]]:  # noqa: ANN401  # as the supervisor's
+    """Start it and let it end by itself; its exit status and what it said when."""
+    with Mock(folder, options) as mock:
+        mock.order(exit=1)
+        return mock.supervised.until_ended(seconds=20), mock.supervised.messages
+
+
+def seconds_waited(messages: list[tuple[float, str]]) -> float:
+    waiting = [at for at, message in messages if message.startswith("STATUS=waiting ")]
+    (start,) = [at for at, message in messages if message.startswith("STATUS=starting since ")]
+    return start - waiting[0]
+
+
+def started(mock: Mock) -> int:
+    """How often the service has been started in this folder."""
+    return mock.supervised.written().count("mock: started")
+
+
+def test_the_wait_is_twice_as_long_after_each_failure_in_a_row_and_bounded_and_at_last_it_stays_failed(tmp_path: Path) -> None:
+    statuses, said = zip(*(fail(tmp_path, **WAITING) for _ in range(5)), strict=True)
+    assert statuses == (1, 1, 1, 1, EX_CONFIG)
+    assert not any(message.startswith("STATUS=waiting ") for _, message in said[0])
+    for messages, seconds in zip(said[1:], (1, 2, 3, 3), strict=True):
+        assert any(message.startswith(f"STATUS=waiting {seconds} s after ") for _, message in messages)
+        assert seconds_waited(messages) > seconds - 0.5, "half a second for the test to hear of it"
+    waiting = next(message for _, message in said[2] if "waiting" in message)
+    assert waiting.startswith("STATUS=waiting 2 s after 2 failures in a row; the last: failed at ")
+    assert waiting.endswith(" while starting the API server: its main process ended with status 1")
+    assert f"EXTEND_TIMEOUT_USEC={(2 + 60 + 10) * 10**6}" in [message for _, message in said[2]], "the wait is no part of TimeoutStartSec"
+    last = said[4][-1][1]
+    again = "start it again with systemctl start citadel-llm@mock"
+    assert last.startswith(f"STATUS=given up after 5 failures in a row: {again}; the last: failed at ")
+    assert last.endswith("its main process ended with status 1")
+
+
+def test_a_stop_ends_the_wait_and_forgets(tmp_path: Path) -> None:
+    fail(tmp_path)
+    with Mock(tmp_path, AT_ONCE) as mock:
+        mock.until_status("waiting 60 s after 1 failure in a row; the last: failed at ")
+        status, state = state_of(mock.state_port)
+        assert (status, state["state"]) == (503, "process")
+        mock.supervised.process.send_signal(signal.SIGINT)
+        assert mock.supervised.until_ended(seconds=2) == 0
+        assert any("STOPPING=1" in message.splitlines() for message in mock.supervised.read())
+        assert started(mock) == 1
+    with Mock(tmp_path, AT_ONCE) as mock:
+        mock.order(exit=None, **READY)
+        mock.supervised.until_ready(seconds=10)
+
+
+def test_a_stop_of_a_service_that_runs_is_no_failure(tmp_path: Path) -> None:
+    for _ in range(2):
+        with Mock(tmp_path, AT_ONCE) as mock:
+            mock.order(**READY)
+            mock.supervised.until_ready(seconds=10)
+            mock.supervised.process.send_signal(signal.SIGINT)
+            assert mock.supervised.until_ended(seconds=10) == 0
+
+
+def test_the_death_of_the_supervisor_is_a_failure_too(tmp_path: Path) -> None:
+    options = {**WAITING, "restart-failures": 2}
+    killed = "it was killed, perhaps for its memory: see journalctl -u citadel-llm@mock"
+    for _ in range(2):
+        with Mock(tmp_path, options) as mock:
+            mock.until_status("starting the API server since ")
+            said = mock.supervised.statuses
+            mock.supervised.processes()
+            mock.supervised.process.kill()
+            mock.supervised.until_ended(seconds=2)
+    assert said[0] == f"waiting 1 s after 1 failure in a row; the last: {killed}"
+    with Mock(tmp_path, options) as mock:
+        assert mock.supervised.until_ended(seconds=5) == EX_CONFIG
+        assert mock.supervised.status.startswith("given up after 2 failures in a row: ")
+        assert mock.supervised.status.endswith(f"; the last: {killed}")
+
+
+def test_a_death_that_systemd_answers_with_a_stop_is_a_failure(tmp_path: Path) -> None:
+    """As it does for memory (OOMPolicy=stop): the signal is there before the supervisor has seen the death."""
+    with Mock(tmp_path) as mock:
+        mock.order(**READY)
+        mock.supervised.until_ready(seconds=10)
+        mock.supervised.processes()
+        mock.supervised.process.send_signal(signal.SIGSTOP)
+        mock.supervised.kill("VLLM::Worker", signal.SIGKILL)
+        mock.supervised.process.send_signal(signal.SIGINT)
+        mock.supervised.process.send_signal(signal.SIGCONT)
+        assert mock.supervised.until_ended(seconds=10) == 0
+    with Mock(tmp_path, AT_ONCE) as mock:
+        mock.until_status("waiting 60 s after 1 failure in a row; the last: it was killed, perhaps for its memory")
+
+
+@pytest.mark.parametrize(("steady_seconds", "counted"), [(0.5, "1 failure"), (60, "2 failures")])
+def test_who_was_ready_for_a_while_begins_to_count_anew(tmp_path: Path, steady_seconds: float, counted: str) -> None:
+    fail(tmp_path)
+    with Mock(tmp_path, {"restart-seconds": 0.1, "restart-steady-seconds": steady_seconds}) as mock:
+        mock.order(exit=None, **READY)
+        mock.supervised.until_ready(seconds=10)
+        enough = mock.supervised.seconds + 2
+        mock.supervised.until(lambda: mock.supervised.seconds > enough, seconds=5, what="it has been ready for two seconds")
+        mock.supervised.processes()
+        mock.supervised.kill("VLLM::Worker", signal.SIGKILL)
+        assert mock.supervised.until_ended(seconds=5) == 1
+    with Mock(tmp_path, AT_ONCE) as mock:
+        mock.until_status("waiting ")
+        assert f" s after {counted} in a row; the last: failed at " in mock.supervised.status
+
+
+def test_a_hang_is_a_failure(tmp_path: Path) -> None:
+    with Mock(tmp_path) as mock:
+        mock.order(**READY)
+        mock.supervised.until_ready(seconds=10)
+        mock.order(completions=500)
+        hung(mock, seconds=10)
+    with Mock(tmp_path, AT_ONCE) as mock:
+        mock.until_status("waiting 60 s after 1 failure in a row; the last: hung since ")
+
+
+def test_a_start_that_takes_too_long_is_a_failure_and_no_stop(tmp_path: Path) -> None:
+    with Mock(tmp_path, {"start-timeout-seconds": 1}) as mock:
+        assert mock.supervised.until_ended(seconds=5) == 1
+        assert mock.supervised.status.endswith(" while starting the API server: it was not ready within 1 s")
+        # Before systemd ends it, without a reason and just as if it had been stopped.
+        assert f"EXTEND_TIMEOUT_USEC={(1 + 10) * 10**6}" in mock.supervised.read()
+    with Mock(tmp_path, AT_ONCE) as mock:
+        mock.until_status("waiting 60 s after 1 failure in a row; the last: failed at ")
+
+
+def test_what_cannot_be_counted_keeps_nothing_from_running(tmp_path: Path) -> None:
+    fail(tmp_path)
+    (tmp_path / "runtime" / "failures.json").write_text('{"count": ', encoding="utf-8")
+    (tmp_path / "runtime" / "failures.unfinished").mkdir()
+    with Mock(tmp_path, AT_ONCE) as mock:
+        mock.order(exit=None, **READY)
+        mock.supervised.until_ready(seconds=10)
+        assert "failures.json cannot be written, so that failures are not counted: Is a directory" in mock.supervised.written()
+        assert "Traceback" not in mock.supervised.written()
 
 
 # --- other services ---

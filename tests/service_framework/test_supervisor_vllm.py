@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import pytest
 from ansible.parsing.dataloader import DataLoader
 
 from citadel_supervise import mapped_files
+from journal import Journal
 from rendering import PROJECT, render, role_defaults
 from supervised import SUPERVISOR, Supervised, free_port, state_of
 from templates.inventories import planned
@@ -27,6 +30,7 @@ from templates.inventories import planned
 MODEL = "hermes-2"
 ROLE = PROJECT / "roles" / "model_service"
 START_SECONDS = 240
+NOTICE_SECONDS = 5
 PHASES = ["starting the API server", "starting the engine", "starting the workers", "loading weights 1/1", "warming up"]
 
 # What the tests shorten. The longest step of a tiny model takes milliseconds.
@@ -51,6 +55,20 @@ class Vllm:
     supervised: Supervised
     port: int
     state_port: int
+    log_file: Path
+    journal: Journal
+
+    def send(self, path: str, body: object, **headers: str) -> int:
+        """Post JSON, or bytes as they are; the status of the answer, which is read to its end."""
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            connection.request("POST", path, body=payload, headers={"Content-Type": "application/json"} | headers)
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+        finally:
+            connection.close()
 
     def ask(self, tokens: int, *, stream: bool = False, seconds: float = 120) -> tuple[int, str]:
         """Ask for so many tokens; status and body, 0 and nothing where the connection broke."""
@@ -96,11 +114,27 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return next(service for service in services if service["name"] == MODEL)
 
 
+@pytest.fixture(scope="module")
+def no_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every program of this machine but its compilers: the packages of role host hold none."""
+    folder = tmp_path_factory.mktemp("bin")
+    for program in (path for place in os.environ["PATH"].split(":") if Path(place).is_dir() for path in Path(place).iterdir()):
+        if not re.search(r"^cc$|^c\+\+|gcc|g\+\+|clang", program.name):
+            with contextlib.suppress(FileExistsError):
+                (folder / program.name).symlink_to(program)
+    return folder
+
+
 @pytest.fixture
-def vllm(service: dict[str, Any], models: Path, tmp_path: Path) -> Iterator[Vllm]:
+def journal() -> Iterator[Journal]:
+    with Journal() as running:
+        yield running
+
+
+@pytest.fixture
+def vllm(service: dict[str, Any], models: Path, journal: Journal, no_compiler: Path, tmp_path: Path) -> Iterator[Vllm]:
     port, state_port = free_port(), free_port()
-    (tmp_path / "libexec").mkdir()
-    (tmp_path / "libexec" / SUPERVISOR.name).symlink_to(SUPERVISOR)
+    (tmp_path / "libexec").symlink_to(SUPERVISOR.parent)
     (tmp_path / "config" / "services").mkdir(parents=True)
     (tmp_path / "log" / MODEL).mkdir(parents=True)
     variables = (
@@ -113,19 +147,23 @@ def vllm(service: dict[str, Any], models: Path, tmp_path: Path) -> Iterator[Vllm
             "model_service_root_folder": str(tmp_path),
             "model_service_models_folder": str(models),
             "model_service_log_folder": str(tmp_path / "log"),
+            "model_service_journal_socket": str(journal.socket),
+            # Time for a machine that is busy with something else: a stop takes no longer than what is running.
+            "model_service_stop_notice_seconds": NOTICE_SECONDS,
+            "model_service_drain_seconds": 120,
         }
     )
     text = {name: render(ROLE / "templates" / f"{name}.j2", variables) for name in ("10-exec.conf", "service.env", "logging.json")}
     (tmp_path / "config" / "services" / f"{MODEL}.logging.json").write_text(text["logging.json"], encoding="utf-8")
     settings = (line.partition("=") for line in text["service.env"].splitlines() if line and not line.startswith("#"))
     # What the unit gives to write to lies in the test's folder here.
-    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)} | {
+    environment = {"PATH": str(no_compiler), "TMPDIR": str(tmp_path)} | {
         name: value.replace("/var/cache/citadel-llm", str(tmp_path / "cache")) for name, _, value in settings
     }
     words = shlex.split(text["10-exec.conf"].replace("\\\n", " ").split("ExecStart=")[-1])
     words[words.index("--") : words.index("--")] = [f"--{name}={value}" for name, value in QUICK.items()]
     with Supervised([*ALONE, *words], tmp_path / "output", environment) as supervised:
-        yield Vllm(supervised, port, state_port)
+        yield Vllm(supervised, port, state_port, tmp_path / "log" / MODEL / f"{MODEL}.log", journal)
 
 
 def nothing_is_left(vllm: Vllm) -> None:
@@ -174,19 +212,21 @@ def test_ready_is_a_token_work_is_no_hang_and_a_hang_is_found(vllm: Vllm) -> Non
 def test_a_stop_lets_what_is_running_finish_and_refuses_nothing_before_the_edge_knows(vllm: Vllm) -> None:
     vllm.supervised.until_ready(seconds=START_SECONDS)
     answers: list[tuple[int, str]] = []
-    client = threading.Thread(target=lambda: answers.append(vllm.ask(1500, stream=True)))
+    client = threading.Thread(target=lambda: answers.append(vllm.ask(6000, stream=True, seconds=180)))
     client.start()
     vllm.until_running()
     vllm.supervised.processes()
     vllm.supervised.process.send_signal(signal.SIGINT)
     vllm.supervised.until(lambda: vllm.state() == (503, "process"), seconds=2, what="the edge is told")
-    assert vllm.ask(1)[0] == 200, "on its way when the edge was told"
-    client.join(60)
+    status, body = vllm.ask(1)
+    assert status == 200, f"on its way when the edge was told: {body}"
+    client.join(180)
     (answer,) = answers
     assert answer[0] == 200
-    assert '"completion_tokens":1500' in answer[1]
+    assert '"completion_tokens":6000' in answer[1]
     assert answer[1].rstrip().endswith("data: [DONE]")
     assert vllm.supervised.until_ended(seconds=30) == 0
+    assert "draining in-flight requests count=1" in vllm.journal.text(), "it was still running when vLLM was told to end"
     nothing_is_left(vllm)
 
 
@@ -204,6 +244,75 @@ def test_a_worker_that_dies_while_it_starts_fails_the_start_within_five_seconds(
     assert " while starting the workers: VLLM::Worker (process " in vllm.supervised.status
     assert not vllm.supervised.ready
     nothing_is_left(vllm)
+
+
+MARKER = "vermilion"
+CHAT: dict[str, Any] = {"model": MODEL, "max_tokens": 4, "messages": [{"role": "user", "content": MARKER}]}
+TEXT: dict[str, Any] = {"model": MODEL, "max_tokens": 4, "prompt": MARKER}
+TOOL = {"type": "function", "function": {"name": MARKER, "description": MARKER, "parameters": {"type": "object", "properties": {}}}}
+
+
+CHAT_PATH, TEXT_PATH = "/v1/chat/completions", "/v1/completions"
+# Status of the answer, path and body. What a client can say reaches parts of vLLM that nothing else does.
+REQUESTS: list[tuple[int, str, object]] = [
+    (200, CHAT_PATH, CHAT),
+    (200, CHAT_PATH, CHAT | {"stream": True}),
+    (200, CHAT_PATH, CHAT | {MARKER: MARKER}),
+    (200, CHAT_PATH, CHAT | {"tools": [TOOL], "tool_choice": "none"}),
+    (200, CHAT_PATH, CHAT | {"logprobs": True, "top_logprobs": 3, "temperature": 1.3, "top_p": 0.5, "top_k": 5, "min_p": 0.1, "n": 2}),
+    (200, CHAT_PATH, CHAT | {"presence_penalty": 1, "repetition_penalty": 1.2, "logit_bias": {"5": 10}, "min_tokens": 2}),
+    (200, CHAT_PATH, CHAT | {"response_format": {"type": "json_object"}}),
+    (200, TEXT_PATH, TEXT | {"echo": True, "logprobs": 1, "stop": [MARKER], "user": MARKER}),
+    (200, TEXT_PATH, TEXT | {"prompt_logprobs": 2}),
+    (200, TEXT_PATH, TEXT | {"structured_outputs": {"choice": [MARKER]}}),
+    (400, CHAT_PATH, CHAT | {"tools": [TOOL]}),
+    (400, CHAT_PATH, CHAT | {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": MARKER}}}),
+    (400, CHAT_PATH, CHAT | {"tools": [{"type": MARKER}]}),
+    (400, CHAT_PATH, CHAT | {"messages": MARKER}),
+    (400, CHAT_PATH, CHAT | {"messages": [{"role": "user", "content": MARKER * 4000}]}),
+    (400, CHAT_PATH, CHAT | {"messages": [{"role": "user", "content": [{"type": MARKER, MARKER: MARKER}]}]}),
+    (400, CHAT_PATH, CHAT | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": MARKER}}]}]}),
+    (400, CHAT_PATH, CHAT | {"max_tokens": MARKER}),
+    (400, CHAT_PATH, CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": MARKER, "schema": {"type": MARKER}}}}),
+    (400, TEXT_PATH, TEXT | {"structured_outputs": {"regex": f"({MARKER}"}}),
+    (400, TEXT_PATH, TEXT | {"structured_outputs": {"grammar": MARKER}}),
+    (400, TEXT_PATH, TEXT | {"prompt": MARKER * 4000}),
+    (400, TEXT_PATH, TEXT | {"prompt": {MARKER: MARKER}}),
+    (400, TEXT_PATH, TEXT | {"prompt": [[10**6, 3]]}),
+    (400, TEXT_PATH, f'{{"prompt": "{MARKER}'.encode()),
+    (404, TEXT_PATH, TEXT | {"model": MARKER}),
+]
+
+
+def test_nothing_that_a_client_sends_is_logged_or_needs_a_compiler(vllm: Vllm) -> None:
+    vllm.supervised.until_ready(seconds=START_SECONDS)
+    answers = [(vllm.send(path, body, Authorization=f"Bearer sk-{MARKER}"), path, body) for _, path, body in REQUESTS]
+    assert answers == REQUESTS
+
+    # The error that most likely quotes what it was about: the engine dies while it works.
+    def until_it_dies() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            vllm.send(CHAT_PATH, CHAT | {"max_tokens": 5000, "ignore_eos": True})
+
+    client = threading.Thread(target=until_it_dies)
+    client.start()
+    vllm.until_running()
+    vllm.supervised.processes()
+    vllm.supervised.kill("VLLM::Worker", signal.SIGKILL)
+    vllm.supervised.until_ended(seconds=10)
+    client.join(10)
+
+    entries = vllm.journal.entries()
+    assert {entry.identifier for entry in entries} == {f"citadel-llm@{MODEL}"}
+    assert {entry.priority for entry in entries if "Application startup complete" in entry.text} == {6}
+    assert {entry.text.partition(" ")[0] for entry in entries if entry.priority == 3} == {"ERROR"}
+    log = vllm.log_file.read_text(encoding="utf-8")
+    for status, path in sorted({(status, path) for status, path, _ in REQUESTS}):
+        line = f'"POST {path} HTTP/1.1" {status}'
+        assert log.count(line) >= [request[:2] for request in REQUESTS].count((status, path)), "it is the requests that are logged"
+        assert line not in vllm.journal.text(), "those lines are for the file"
+    for written in (vllm.supervised.written(), log, vllm.journal.text()):
+        assert MARKER not in written
 
 
 LOADER = """

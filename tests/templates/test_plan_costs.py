@@ -38,7 +38,7 @@ def another(value: object) -> object:
     if isinstance(value, int | float):
         return value + 1
     if isinstance(value, list):
-        return [*value, value[-1] if value else "--more"]
+        return [another(value[0]), *value[1:]] if value else ["--more"]
     return f"{value or ''}x"
 
 

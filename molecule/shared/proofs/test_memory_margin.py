@@ -8,11 +8,10 @@ from __future__ import annotations
 import http.client
 import json
 import subprocess
-import time
 from typing import Any
 
 import cgroups
-from lab_host import CHECKOUT, ask
+from lab_host import CHECKOUT, ask, health, until
 from testinfra.host import Host
 
 MEBIBYTE = 2**20
@@ -54,25 +53,22 @@ def restarts(server: Host, unit: str) -> int:
     return int(server.check_output("systemctl show --property=NRestarts --value %s", unit))
 
 
-def healthy(gateway_port: int, name: str) -> bool:
-    """As the breaker sees it, which lets nothing through before it has seen two good answers."""
-    return bool(ask(gateway_port, "/health").json()["models"][name] == "healthy")
-
-
 def survives(server: Host, gateway_port: int, service: dict[str, Any], limit_bytes: int) -> bool:
     """Start the service with another limit and put a full load on it; the first kill decides, whatever systemd does after it."""
     unit = service["unit"]
     # Killed, because a vLLM that has lost its worker while it started may wait for it without end.
-    end = f"systemctl kill --signal=KILL {unit}; systemctl stop {unit}; systemctl reset-failed {unit}"
+    # A stop at the moment of a death need not forget the failures before it.
+    forget = f"rm -f /run/citadel-llm/{service['name']}/failures.json"
+    end = f"systemctl kill --signal=KILL {unit}; systemctl stop {unit}; systemctl reset-failed {unit}; {forget}"
     change = f"systemctl set-property --runtime {unit} MemoryMax={limit_bytes}"
     if server.run(f"{end}; {change} && timeout {START_SECONDS} systemctl start {unit}").rc != 0:
         return False
-    deadline = time.monotonic() + START_SECONDS
-    while not healthy(gateway_port, service["name"]):
-        if restarts(server, unit) or time.monotonic() > deadline:
-            return False
-        time.sleep(1)
-    return full_load(service) and restarts(server, unit) == 0
+
+    def admitted_or_dead() -> bool:
+        # As the breaker sees it, which lets nothing through before it has seen two good answers.
+        return health(gateway_port).get(service["name"]) == "healthy" or restarts(server, unit) > 0
+
+    return until(admitted_or_dead, START_SECONDS) is not None and full_load(service) and restarts(server, unit) == 0
 
 
 def test_share_of_the_limit_at_which_it_first_dies(server: Host, plan: dict[str, Any], service: dict[str, Any]) -> None:

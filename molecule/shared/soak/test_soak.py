@@ -8,52 +8,22 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import cgroups
-from lab_host import CHECKOUT, ask, connect
+from lab_host import CHECKOUT, connect
+from steady_load import SteadyLoad
 from testinfra.host import Host
 
 MINUTES = float(os.environ.get("CITADEL_SOAK_MINUTES", "480"))
-REQUESTS_PER_SECOND = 1
+EVERY_SECONDS = 5.0
 DEPLOYMENTS = 4
 SAMPLES = 24
 MEBIBYTE = 2**20
 
 Deploy = Callable[..., dict[str, int]]
-
-
-class Load(threading.Thread):
-    """One request a second through the gateway: every model by name in turn, then one without a model. Bounded in count and time."""
-
-    def __init__(self, plan: dict[str, Any], until: float) -> None:
-        super().__init__(daemon=True)
-        self.port = plan["gateway"]["port"]
-        self.models = [*(service["name"] for service in plan["services"]), None]
-        self.until = until
-        self.answered = 0
-        self.failures: list[str] = []
-        self.stopped = threading.Event()
-
-    def run(self) -> None:
-        started = time.monotonic()
-        for number in range(int(MINUTES * 60 * REQUESTS_PER_SECOND)):
-            if self.stopped.wait(max(0, started + number / REQUESTS_PER_SECOND - time.monotonic())) or time.monotonic() > self.until:
-                return
-            model = self.models[number % len(self.models)]
-            body: dict[str, Any] = {"messages": [{"role": "user", "content": f"soak {number}"}], "max_tokens": 8}
-            try:
-                answer = ask(self.port, "/v1/chat/completions", body | ({"model": model} if model else {}))
-            except OSError as error:
-                self.failures.append(f"{number} {model}: {error}")
-                continue
-            if answer.status == 200:
-                self.answered += 1
-            else:
-                self.failures.append(f"{number} {model}: {answer.status} {answer.text[:200]}")
 
 
 def sample(host: Host, units: list[str]) -> dict[str, dict[str, Any]]:
@@ -78,15 +48,20 @@ def growth(samples: list[dict[str, dict[str, Any]]], unit: str, figure: str) -> 
     return statistics.median(values[quarter : 2 * quarter]), statistics.median(values[-quarter:])
 
 
+def failed(load: SteadyLoad) -> list[str]:
+    """Whatever was not answered at the first attempt."""
+    return [f"{outcome.statuses} {outcome.text}" for outcome in load.outcomes() if outcome.statuses != (200,)]
+
+
 def test_nothing_fails_restarts_or_grows(plan: dict[str, Any], deployed: Deploy) -> None:
     server = connect()
     units = [service["unit"] for service in plan["services"]] + [plan["gateway"]["unit"], "haproxy.service", "prometheus.service"]
     until = time.monotonic() + MINUTES * 60
-    load = Load(plan, until)
+    models: list[str | None] = [*(service["name"] for service in plan["services"]), None]
+    ways = [(plan["gateway"]["port"], model) for model in models]
     samples: list[dict[str, dict[str, Any]]] = []
     deployments: list[int] = []
-    load.start()
-    try:
+    with SteadyLoad(ways, every_seconds=EVERY_SECONDS, seconds=MINUTES * 60) as load:
         for number in range(SAMPLES):
             samples.append(sample(server, units))
             if number % (SAMPLES // DEPLOYMENTS) == SAMPLES // DEPLOYMENTS - 1:
@@ -95,19 +70,17 @@ def test_nothing_fails_restarts_or_grows(plan: dict[str, Any], deployed: Deploy)
                 f"{unit.removeprefix('citadel-llm@').removesuffix('.service')} {found['held_bytes'] // MEBIBYTE}"
                 for unit, found in samples[-1].items()
             )
+            failures = failed(load)
             print(
-                f"soak: sample {number + 1} of {SAMPLES}, {load.answered} answered, {len(load.failures)} failed; MiB held: {held}",
+                f"soak: sample {number + 1} of {SAMPLES}, {len(load.outcomes())} requests, {len(failures)} failed; MiB held: {held}",
                 flush=True,
             )
-            (CHECKOUT / "build/soak.json").write_text(
-                json.dumps({"samples": samples, "answered": load.answered, "failures": load.failures})
-            )
-            load.join(max(0, until - time.monotonic()) / (SAMPLES - number))
-    finally:
-        load.stopped.set()
-        load.join()
-    assert load.failures == []
-    assert load.answered > 0
+            figures = {"samples": samples, "requests": len(load.outcomes()), "failures": failures}
+            (CHECKOUT / "build/soak.json").write_text(json.dumps(figures))
+            for client in load.clients:
+                client.join(max(0, until - time.monotonic()) / (SAMPLES - number) / len(load.clients))
+    assert failed(load) == []
+    assert load.outcomes() != []
     assert deployments == [0] * DEPLOYMENTS
     for unit in units:
         assert {entry[unit]["run"] for entry in samples} == {samples[0][unit]["run"]}, f"{unit} was restarted"

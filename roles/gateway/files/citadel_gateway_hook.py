@@ -6,12 +6,14 @@ It does four things, each of which LiteLLM has no setting for:
 * a request that the model it names has refused as faulty is not handed to another model: LiteLLM falls back on every error, a 400
   included;
 * whoever comes without the right key gets a 401: without a database LiteLLM refuses a wrong key with "400 No connected db.", and
-  falls over one that is missing;
+  falls over one that is missing. It gets it after a moment, because the edge repeats what was refused while a key is being rotated, and
+  may do so only so often;
 * what a model server answers does not reach the log, because it can quote the prompt.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +33,8 @@ _CHOSEN_HERE: Final = "citadel_chosen_by_gateway"
 _REFUSED_BY: Final = "citadel_refused_by"
 
 _REFUSAL: Final = "has refused the request itself"
+
+_WRONG_KEY_SECONDS: Final = 0.5
 
 _LITELLM_LOGGERS: Final = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
 
@@ -89,6 +93,7 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
         has_status = hasattr(original_exception, "code") or hasattr(original_exception, "status_code")
         if came_in or (has_status and getattr(original_exception, "type", None) != "no_db_connection"):
             return None
+        await asyncio.sleep(_WRONG_KEY_SECONDS)
         return HTTPException(status.HTTP_401_UNAUTHORIZED, detail="A valid API key is needed: Authorization: Bearer KEY.")
 
 

@@ -6,7 +6,8 @@
 
 Ready (READY=1) is a model that has generated a token, and any other service that answers its ready path. Meanwhile the status
 text says what it waits for. A process of the service that dies ends the unit at once; one that lives but gets nowhere is found
-by what it counts, never by a request's duration, and ends the unit by the watchdog.
+by what it counts, never by a request's duration, and ends the unit by the watchdog. After a failure it waits before the next try,
+twice as long each time, and after a number of failures in a row it stays failed.
 
 It runs under the distribution's Python, with the distribution's sd_notify: the same for every runtime, and still there to say
 so when a runtime is broken. What it knows of the service comes from the kernel (/proc) and from HTTP; nothing of it runs inside
@@ -47,6 +48,8 @@ LAST_WORDS_SECONDS = 2.0
 """What vLLM gets to say why one of its processes died before the rest is killed."""
 KILL_MARGIN_SECONDS = 5.0
 """What the service gets after its drain before it is killed: vLLM waits for clients that never hang up."""
+START_MARGIN_SECONDS = 10.0
+"""How much later than the supervisor systemd gives a start up: it could only say that there was a timeout."""
 
 ENGINE_TITLES = "VLLM::"
 WORKER_TITLES = "VLLM::Worker"
@@ -67,6 +70,14 @@ COUNTERS = (
 )
 """What vLLM's API server changes only when its engine has reported a step (vllm/v1/metrics/loggers.py, record): an engine that
 is stuck moves none of them, whatever arrives. The KV cache is among them because a step of a long prompt counts no token."""
+
+RESTART_OPTIONS = (
+    ("restart-seconds", 5, "time before the first try after a failure, doubled for each further one in a row"),
+    ("restart-longest-seconds", 300, "longest time before a try"),
+    ("restart-failures", 5, "failures in a row after which it stays failed"),
+    ("restart-steady-seconds", 300, "time after which a service that is ready has its failures forgotten"),
+)
+"""What the template unit sets for all instances, by its environment."""
 
 T = TypeVar("T")
 
@@ -121,6 +132,18 @@ def mapped_files(pid: int, folder: Path) -> set[str]:
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Sort key by which model-2-of-10 comes before model-10-of-10."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def read_credential(name: str) -> dict[str, str]:
+    """Read the variables of a credential of the unit: one a line, a name, a blank and the value.
+
+    Raises OSError where systemd has handed over none of that name, ValueError where it holds anything else. Neither says what it holds.
+    """
+    text = (Path(os.environ.get("CREDENTIALS_DIRECTORY", "/run/credentials")) / name).read_text(encoding="utf-8")
+    lines = [line.split(" ") for line in text.splitlines()]
+    if not lines or any(len(words) != 2 or not all(words) for words in lines):
+        raise ValueError("it must hold lines of a name, a blank and a value")
+    return {variable: value for variable, value in lines}  # noqa: C416 - dict() of lists of any length is no dict of str for mypy
 
 
 # --- what HTTP tells ---
@@ -458,6 +481,58 @@ class Call:
         return not self._thread.is_alive()
 
 
+# --- what outlives it ---
+
+
+class Failures:
+    """How often the service has failed in a row, and why the last time, in a file that is there after a restart only.
+
+    systemd removes the file with its folder when the service is stopped or given up. As long as a run lasts the file says that it
+    has failed as well: whatever kills the supervisor lets it write nothing.
+    """
+
+    def __init__(self, folder: str | None, *, killed: str) -> None:
+        """Read what the runs before have left; without a folder nothing is kept."""
+        self._path = None if folder is None else Path(folder) / "failures.json"
+        self._killed = killed
+        self.count, self.reason = 0, ""
+        if self._path is None:
+            return
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # no such file, or not all of it
+            left = json.loads(self._path.read_text(encoding="utf-8"))
+            self.count, self.reason = int(left["count"]), str(left["reason"])
+
+    def run_begins(self) -> None:
+        self._write(self.count + 1, self._killed)
+
+    def run_is_steady(self) -> None:
+        """Forget the failures before this run."""
+        self.count = 0
+        self.run_begins()
+
+    def run_failed(self, reason: str) -> None:
+        self.count, self.reason = self.count + 1, reason
+        self._write(self.count, reason)
+
+    def forget(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _write(self, count: int, reason: str) -> None:
+        if self._path is None:
+            return
+        unfinished = self._path.with_suffix(".unfinished")
+        try:
+            unfinished.write_text(json.dumps({"count": count, "reason": reason}), encoding="utf-8")
+            unfinished.replace(self._path)
+        except OSError as error:
+            log(4, f"{self._path} cannot be written, so that failures are not counted: {error.strerror}")
+
+
+def _in_a_row(count: int) -> str:
+    return f"{count} failure{'' if count == 1 else 's'} in a row"
+
+
 # --- the supervisor ---
 
 
@@ -482,6 +557,11 @@ class Supervisor:
         self._state = State("process", "starting", time.time())
         self._server: StateServer | None = None
         self._deadline = time.time() + options.start_timeout_seconds
+        self._give_up_at = 0.0
+        self._ready = False
+        self._failures = Failures(
+            os.environ.get("RUNTIME_DIRECTORY"), killed=f"it was killed, perhaps for its memory: see journalctl -u {self._unit}"
+        )
         self._stop_signal: signal.Signals | None = None
         self._poll = select.poll()
         self._watched: dict[int, tuple[int, str]] = {}
@@ -497,9 +577,19 @@ class Supervisor:
             except OSError as error:
                 return self._failed(1, f"port {self._options.state_port} on {LOOPBACK} for its state: {error.strerror}")
             threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        if self._failures.count >= self._options.restart_failures:
+            return self._given_up(self._failures.reason)
+        if not self._wait_before_the_start():
+            return 0
+        self._failures.run_begins()
         # What is for the main process alone must not reach others.
-        mine = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
+        mine = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY"}
         environment = {name: value for name, value in os.environ.items() if name not in mine}
+        for name in self._options.credential:
+            try:
+                environment |= read_credential(name)
+            except (OSError, ValueError) as error:
+                return self._failed(EX_CONFIG, f"credential {name}: {getattr(error, 'strerror', None) or error}")
         try:
             self._child = subprocess.Popen(self._command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         except OSError as error:
@@ -522,6 +612,32 @@ class Supervisor:
             if status is not None:
                 return status
         raise AssertionError("the last step ends with a status")
+
+    @property
+    def _unit(self) -> str:
+        return f"citadel-llm@{self._options.name}"
+
+    def _wait_before_the_start(self) -> bool:
+        """Wait after failures; returns whether to start: a stop ends it at once."""
+        count = self._failures.count
+        seconds = min(self._options.restart_seconds * 2.0 ** (count - 1), self._options.restart_longest_seconds) if count else 0.0
+        now = time.monotonic()
+        self._say(f"EXTEND_TIMEOUT_USEC={round((seconds + self._options.start_timeout_seconds + START_MARGIN_SECONDS) * 1e6)}")
+        self._deadline = time.time() + seconds + self._options.start_timeout_seconds
+        self._give_up_at = now + seconds + self._options.start_timeout_seconds
+        if count:
+            text = f"waiting {seconds:g} s after {_in_a_row(count)}; the last: {self._failures.reason}"
+            log(5, f"{self._options.name} is {text}")
+            self._show("process", text, last=True)
+        while (left := now + seconds - time.monotonic()) > 0 and self._stop_signal is None:
+            self._ping()
+            self._poll.poll(min(TICK_SECONDS, left) * 1000)
+        if self._stop_signal is None:
+            self._show("process", "starting")
+            return True
+        self._failures.forget()
+        self._show("process", "stopping", also="STOPPING=1")
+        return False
 
     # Each step returns the status for the unit, or None when the next one is due.
 
@@ -556,7 +672,9 @@ class Supervisor:
 
     def _while_it_gets_on(self) -> int:
         self._show("generating", self._service.works, also="READY=1")
+        self._ready = True
         now = time.monotonic()
+        steady_at: float | None = now + self._options.restart_steady_seconds
         liveness = Liveness(self._limits, now)
         sampled_at, sampling, working = now, Call(self._service.sample), None
         while True:
@@ -564,6 +682,9 @@ class Supervisor:
             if (status := self._pause()) is not None:
                 return status
             now = time.monotonic()
+            if steady_at is not None and now >= steady_at:
+                self._failures.run_is_steady()
+                steady_at = None
             if working is not None and working.done:
                 liveness.work_done(now) if working.error is None else liveness.work_refused(now)
                 working = None
@@ -593,9 +714,14 @@ class Supervisor:
         """Wait for a tick, or less where something happens; returns the unit's status when this is the end."""
         ended = {number for number, _ in self._poll.poll(TICK_SECONDS * 1000)}
         if self._stop_signal is not None:
+            # A stop that follows a death is systemd's own, for memory, and counts as a failure.
+            if not ended and self._child.poll() is None:
+                self._failures.forget()
             return self._stop(self._stop_signal)
         if self._child.poll() is not None:
             return self._ended()
+        if not self._ready and time.monotonic() >= self._give_up_at:
+            return self._failed(1, f"it was not ready within {self._options.start_timeout_seconds:g} s")
         for number in ended:
             pid, title = self._watched[number]
             status = self._failed(1, f"{title} (process {pid}) ended")
@@ -623,15 +749,26 @@ class Supervisor:
 
     def _failed(self, status: int, reason: str) -> int:
         text = f"failed at {_clock(time.time())} while {self._state.detail}: {reason}"
+        self._failures.run_failed(text)
+        if status != EX_CONFIG and self._failures.count >= self._options.restart_failures:
+            return self._given_up(text)
         log(3, f"{self._options.name} {text}")
         self._show("process", text, last=True)
         return status
+
+    def _given_up(self, reason: str) -> int:
+        text = f"given up after {_in_a_row(self._failures.count)}: start it again with systemctl start {self._unit}; the last: {reason}"
+        log(3, f"{self._options.name} is {text}")
+        self._show("process", text, last=True)
+        return EX_CONFIG
 
     def _hung(self, reason: str) -> int:
         log(3, f"{self._options.name} is hung: {reason}. Its processes:")
         for process in session_processes(self._child.pid):
             log(3, f"  {process.pid} {process.title}: state {process.state}, {process.cpu_seconds:.1f} s of CPU")
-        self._show("hung", f"hung since {_clock(time.time())}: {reason}", last=True)
+        text = f"hung since {_clock(time.time())}: {reason}"
+        self._failures.run_failed(text)
+        self._show("hung", text, last=True)
         self._say("WATCHDOG=trigger")
         return 1
 
@@ -702,10 +839,14 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     common.add_argument("--state-port", type=int, help="port on 127.0.0.1 for GET /state and /metrics of the supervisor")
     common.add_argument("--start-timeout-seconds", type=float, required=True, help="TimeoutStartSec of the unit, for the status text")
     common.add_argument("--stall-timeout-seconds", type=float, required=True, help="longest time without any result while it works")
+    common.add_argument("--credential", action="append", default=[], help="credential of the unit whose lines NAME VALUE become variables")
     common.add_argument("--sample-seconds", type=float, default=5, help="time between two looks at what it counts")
     common.add_argument("--idle-seconds", type=float, default=30, help="time without any count after which it is given work")
     common.add_argument("--busy-seconds", type=float, default=10, help="the same while requests are running")
     common.add_argument("--asleep-seconds", type=float, default=30, help="longest time without CPU use while an answer is owed")
+    for name, default, text in RESTART_OPTIONS:
+        variable = f"CITADEL_{name.upper().replace('-', '_')}"
+        common.add_argument(f"--{name}", type=float, default=os.environ.get(variable, default), help=f"{text}; else {variable}")
     common.add_argument("--stop-notice-seconds", type=float, default=0, help="time for the edge to notice a stop before it begins")
     common.add_argument("--drain-seconds", type=float, help="time that a stop may take, a few seconds before it is killed")
     parser = argparse.ArgumentParser(description="Runs a service as the main process of its unit.", epilog="The service itself follows --.")

@@ -324,6 +324,17 @@ def test_the_memory_node_comes_first_whatever_its_number() -> None:
     hermes = production_plan(facts=facts, overrides=overrides, gateway={"cpus": 1}).services[0]
     assert hermes.numa_nodes == (1, 0)
     assert hermes.cpu_set == "2-3,6-7"
+    # On 2 vLLM would look for the room of the KV cache on node 0: what does not compute runs there.
+    assert hermes.omp_threads_bind == "6-7"
+
+
+def test_a_pinned_set_lives_where_its_lowest_cpu_is() -> None:
+    # CPUs in turn on either node, CPU n and n + 24 on one core: of the pinned ones vLLM looks at CPU 1, though 24 is of the first core.
+    facts = host_facts(cores=48, nodes=2, memory_gib=256, thread_siblings=[f"{core},{core + 24}" for core in range(24)])
+    for node in facts["numa_nodes"]:
+        node["cpus"] = ",".join(str(cpu) for cpu in range(48) if cpu % 2 == node["id"])
+    hermes = production_plan(facts=facts, overrides={"hermes-2": {"pin": {"cpu_set": "1,24"}}}).services[1]
+    assert (hermes.numa_nodes, hermes.omp_threads_bind) == ((1, 0), "1,24")
 
 
 def test_a_pinned_set_is_kept_and_nobody_else_gets_it() -> None:

@@ -166,7 +166,8 @@ def test_any_two_plans_are_compared(data: st.DataObject) -> None:
     before = as_dict()
     after = copy.deepcopy(before)
     edited: dict[str, set[str]] = {}
-    keys = [key for key in (*SERVICE_RESTARTS, *LIVE, "numa_nodes", "description") if key not in {"gpu_ids", "extra_arguments", "source"}]
+    lists = {"gpu_ids", "extra_arguments", "numa_nodes", "source"}
+    keys = [key for key in (*SERVICE_RESTARTS, *LIVE, "description") if key not in lists]
     for service in after["services"]:
         for key in data.draw(st.lists(st.sampled_from(keys), max_size=3)):
             size = key.endswith(("_bytes", "_percent", "_utilization"))

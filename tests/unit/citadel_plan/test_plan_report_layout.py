@@ -91,6 +91,14 @@ def test_a_node_without_cpus_has_memory_and_no_cores() -> None:
     assert [strip.title for strip in cpu_strips(result, host)] == ["Cores of NUMA node 0: 24"]
 
 
+def test_a_node_without_memory_has_cores_and_no_bar() -> None:
+    facts = host_facts(memory_gib=160, nodes=2)
+    facts["numa_nodes"] = [{**node, "memory_bytes": 160 * GIB * (1 - node["id"])} for node in facts["numa_nodes"]]
+    plan, host = drawn(facts)
+    assert [strip.title for strip in node_memory(plan, host)] == ["Memory of NUMA node 0: 160.0 GiB"]
+    assert [strip.title for strip in cpu_strips(plan, host)] == ["Cores of NUMA node 0: 12", "Cores of NUMA node 1: 12"]
+
+
 def test_what_was_asked_is_marked_on_the_scale_of_the_larger() -> None:
     result, _ = drawn(host_facts())
     strips = {service["name"]: service_memory(service)[-1][0] for service in result["services"]}

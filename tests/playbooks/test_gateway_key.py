@@ -1,0 +1,116 @@
+"""The key between edge and gateway: made, given, renewed, refused, and never shown."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from edge.refusals import refusals
+from gateway.harness import plan
+from rendering import PROJECT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GIVEN = "sk-given-by-the-vault-0123456789abcdef"
+ANOTHER = "sk-another-of-the-vault-0123456789abcdef"
+LINE = r"LITELLM_MASTER_KEY (sk-[A-Za-z0-9_-]{32,})\n"
+
+
+def run(folder: Path, tasks_from: str, **variables: object) -> tuple[int, str]:
+    """Run tasks of the role as root of a namespace of its own; changed tasks and all that was shown. Changed is -1 where it failed."""
+    playbook = folder / "playbook.yml"
+    role = {"name": "gateway", "tasks_from": tasks_from}
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [{"ansible.builtin.import_role": role}]}
+    playbook.write_text(json.dumps([play]))
+    # A file, because what is given on a command line is shown there.
+    given = folder / "variables.json"
+    given.write_text(
+        json.dumps({"ansible_python_interpreter": sys.executable, "gateway_secret_file": str(folder / "gateway.key"), **variables})
+    )
+    command = ["unshare", "--map-root-user", sys.executable, "-m", "ansible", "playbook", "--inventory", "localhost,", "-vvv", "--diff"]
+    finished = subprocess.run(
+        [*command, "--extra-vars", f"@{given}", str(playbook)], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120
+    )
+    shown = finished.stdout + finished.stderr
+    changed = re.findall(r"changed=(\d+)", shown)
+    return (int(changed[-1]) if finished.returncode == 0 else -1), shown
+
+
+def key(folder: Path) -> str:
+    file = folder / "gateway.key"
+    assert file.stat().st_mode & 0o777 == 0o600
+    match = re.fullmatch(LINE, file.read_text())
+    assert match
+    return match[1]
+
+
+def test_it_is_made_once(tmp_path: Path) -> None:
+    assert run(tmp_path, "secret")[0] == 1
+    made = key(tmp_path)
+    changed, shown = run(tmp_path, "secret")
+    assert (changed, key(tmp_path)) == (0, made)
+    assert made not in shown
+
+
+def test_one_that_is_given_takes_its_place_and_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "gateway.key").write_text(f"LITELLM_MASTER_KEY {ANOTHER}\n")
+    changed, shown = run(tmp_path, "secret", gateway_master_key=GIVEN)
+    assert (changed, key(tmp_path)) == (1, GIVEN)
+    assert (GIVEN in shown, ANOTHER in shown) == (False, False)
+    assert run(tmp_path, "secret", gateway_master_key=GIVEN)[0] == 0
+
+
+def test_it_is_not_shown_where_other_arguments_are_wrong(tmp_path: Path) -> None:
+    changed, shown = run(tmp_path, "main", gateway_master_key=GIVEN, gateway_plan="no plan")
+    assert changed == -1
+    assert "gateway_plan" in shown
+    assert GIVEN not in shown
+
+
+def test_renewing_makes_another(tmp_path: Path) -> None:
+    (tmp_path / "gateway.key").write_text(f"LITELLM_MASTER_KEY {GIVEN}\n")
+    changed, shown = run(tmp_path, "renew")
+    assert changed > 0
+    assert key(tmp_path) != GIVEN
+    assert (GIVEN in shown, key(tmp_path) in shown) == (False, False)
+
+
+def test_renewing_refuses_the_key_that_is_in_use(tmp_path: Path) -> None:
+    (tmp_path / "gateway.key").write_text(f"LITELLM_MASTER_KEY {GIVEN}\n")
+    (tmp_path / "gateway.key").chmod(0o600)
+    changed, shown = run(tmp_path, "renew", gateway_master_key=GIVEN)
+    assert (changed, key(tmp_path)) == (-1, GIVEN)
+    assert "gateway_master_key is the key in use already" in shown
+    assert GIVEN not in shown
+
+
+def test_a_file_that_holds_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "gateway.key").write_text("LITELLM_MASTER_KEY sk-short\n")
+    changed, shown = run(tmp_path, "secret")
+    assert changed == -1
+    assert "must hold one line, LITELLM_MASTER_KEY sk-" in " ".join(shown.split())
+
+
+def test_a_weak_one_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    upstream: dict[str, Any] = dict.fromkeys(
+        ["service", "model", "host", "context_tokens", "max_output_tokens", "modes", "specialisation", "description"], "x"
+    )
+    good = {
+        "gateway_plan": plan(8000, 1),
+        "gateway_default_model": "x",
+        "gateway_upstreams": [upstream | {"api_base": "http://192.168.10.30:11401/v1"}],
+        "gateway_master_key": GIVEN,
+    }
+    cases = {
+        "nothing wrong": good,
+        "weak": good | {"gateway_master_key": "sk-weak"},
+        "a name": good | {"gateway_upstreams": [upstream | {"api_base": "http://llm.example.org:11401/v1"}]},
+    }
+    said = refusals("gateway", cases, tmp_path)
+    assert set(said) == {"weak", "a name"}
+    assert said["weak"].startswith("gateway_master_key must be sk- and at least 32")
+    assert "llm.example.org is no IP address" in said["a name"]
