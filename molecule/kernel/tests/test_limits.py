@@ -116,12 +116,11 @@ def test_a_service_that_lost_a_process_ends(host: Host, started: Start, record: 
         assert unit.ask("worker", "hold", mebibytes(unit) * 2) is None
         return before
 
-    since, began = cursor(host), time.monotonic()
+    since = cursor(host)
     processes = kill_the_worker()
     assert len(out_of_memory_kills(host, since)) == 1
     assert unit.failure(since) == "oom-kill"
     wait_for("end of all processes", lambda: not alive(host, *processes))
-    seconds = time.monotonic() - began
     wait_for("a new start", lambda: unit.show("ActiveState") == "active")
     assert not unit.processes() & processes
     unit.stop()
@@ -133,7 +132,7 @@ def test_a_service_that_lost_a_process_ends(host: Host, started: Start, record: 
         assert main in remaining
         unit.stop()
     record(
-        "OOMPolicy", unit, kernel=f"killed 1 of 3 processes; all 3 gone after {seconds:.0f} s, then started again",
+        "OOMPolicy", unit, kernel="killed 1 of 3 processes; the other 2 were ended and the unit started again",
         without=f"{len(remaining)} of 3 processes go on and the unit stays active",
     )  # fmt: skip
 
@@ -339,8 +338,7 @@ def admits(unit: Unit, address: str) -> bool:
 def test_addresses(started: Start, units: dict[str, Unit], record: Record, name: str) -> None:
     unit = units[name]
     denied = unit.rendered("IPAddressDeny")
-    if not denied:
-        pytest.skip(f"{unit.name} renders no IPAddressDeny")
+    assert denied, f"{unit.name} renders no IPAddressDeny"
     started(name)
     errors = {address: unit.ask("main", "connect", address, port) for address, port in CALLED.items()}
     assert {address: error is None for address, error in errors.items()} == {address: admits(unit, address) for address in CALLED}
