@@ -369,6 +369,9 @@ def test_the_wait_is_twice_as_long_after_each_failure_in_a_row_and_bounded_and_a
     assert waiting.startswith("STATUS=waiting 2 s after 2 failures in a row; the last: failed at ")
     assert waiting.endswith(" while starting the API server: its main process ended with status 1")
     assert f"EXTEND_TIMEOUT_USEC={(2 + 60 + 10) * 10**6}" in [message for _, message in said[2]], "the wait is no part of TimeoutStartSec"
+    assert not any("WATCHDOG=1" in message for messages in said for _, message in messages), (
+        "it would arm the watchdog before the start is over"
+    )
     last = said[4][-1][1]
     again = "start it again with systemctl start citadel-llm@mock"
     assert last.startswith(f"STATUS=given up after 5 failures in a row: {again}; the last: failed at ")

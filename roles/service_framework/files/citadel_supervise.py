@@ -634,8 +634,8 @@ class Supervisor:
             text = f"waiting {seconds:g} s after {_in_a_row(count)}; the last: {self._failures.reason}"
             log(5, f"{self._options.name} is {text}")
             self._show("process", text, last=True)
+        # Without a sign for the watchdog: the first one would have systemd expect them from here on, and a start gives none.
         while (left := now + seconds - time.monotonic()) > 0 and self._stop_signal is None:
-            self._ping()
             self._poll.poll(min(TICK_SECONDS, left) * 1000)
         if self._stop_signal is None:
             self._show("process", "starting")

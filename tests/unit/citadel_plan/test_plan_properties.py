@@ -24,7 +24,7 @@ from unit.plan_examples import settings as plan_settings
 
 TEMPLATES = production_models()
 
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
+relaxed = settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def made_up_architecture(choice: random.Random) -> dict[str, Any]:
@@ -437,7 +437,6 @@ def test_lists_of_ids_survive_a_round_trip(ids: set[int]) -> None:
     assert set(parse_ids(format_ids(ids))) == ids
 
 
-@settings(deadline=None)
 @given(memory_mib=st.integers(2300, 65536), seqs=st.integers(1, 64))
 def test_a_larger_grant_never_holds_fewer_sequences(memory_mib: int, seqs: int) -> None:
     models = {"phi-3-mini": {**TEMPLATES["phi-3-mini"], "min_num_seqs": 1, "max_num_seqs": seqs, "pin": {"variant": "int4-kv8"}}}
