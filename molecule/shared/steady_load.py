@@ -26,6 +26,7 @@ class Outcome:
     at: float
     seconds: float
     statuses: tuple[int, ...]
+    asked: str | None
     answered_by: str | None
     text: str
 
@@ -72,6 +73,7 @@ class Client(threading.Thread):
             at=began,
             seconds=time.monotonic() - began,
             statuses=tuple(statuses),
+            asked=self.model,
             answered_by=json.loads(answer.text)["model"] if answer is not None and good else None,
             text="" if answer is None or good else answer.text[:300],
         )
