@@ -29,6 +29,7 @@ def rendered(template: str, **plan_changes: object) -> str:
 def test_limits_are_the_plan_s() -> None:
     assert directives(rendered("20-resources.conf")) == {
         "MemoryMax": ["2147483648"],
+        "MemorySwapMax": ["0"],
         "CPUQuota": ["400%"],
         "CPUWeight": ["400"],
         "AllowedCPUs": ["18-21"],
