@@ -190,7 +190,7 @@ def test_an_end_of_its_own_is_a_failure_whatever_it_says(mock: Mock, status: int
 def test_a_credential_becomes_environment_and_shows_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "gateway.key").write_text("SOME_KEY sk-of-the-test\n")
     with Mock(tmp_path, {"credential": "gateway.key"}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) as mock:
-        mock.until_state("process")
+        mock.until_status("starting the API server since ")
         process = mock.supervised.main_process()
         environment = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
         assert b"SOME_KEY=sk-of-the-test" in environment
