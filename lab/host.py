@@ -119,12 +119,18 @@ class Guest:
         return self.cache / "lab" / "ssh_config"
 
     def running(self) -> int | None:
-        """Process id of the guest's nspawn, or None. The start time guards against a reused id."""
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            record = json.loads(self.process.read_text())
-            if start_time(record["pid"]) == record["start_time"]:
-                return int(record["pid"])
-        return None
+        """Process id of the guest's nspawn, or None."""
+        record = read_record(self.process)
+        return None if record is None else int(str(record["pid"]))
+
+
+def read_record(path: Path) -> dict[str, object] | None:
+    """What was written down of a process when it started; None where it has ended. The start time guards against a reused id."""
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        record = dict(json.loads(path.read_text()))
+        if start_time(int(record["pid"])) == record["start_time"]:
+            return record
+    return None
 
 
 def start_time(pid: int) -> int | None:

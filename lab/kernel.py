@@ -40,6 +40,7 @@ from host import (
     lock,
     make_owned_folder,
     owner_of_cache,
+    read_record,
     run,
     say,
     start_time,
@@ -103,12 +104,8 @@ class Machine:
         return self.state / "ssh_config"
 
     def record(self) -> dict[str, object] | None:
-        """The running QEMU as it was started, or None. The start time guards against a reused process id."""
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            record = dict(json.loads(self.process.read_text()))
-            if start_time(int(record["pid"])) == record["start_time"]:
-                return record
-        return None
+        """The running QEMU as it was started, or None."""
+        return read_record(self.process)
 
 
 # --- image ---------------------------------------------------------------------------------------------------------

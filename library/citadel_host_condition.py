@@ -55,6 +55,7 @@ import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.citadel_kernel_setting import OPTION, KernelSetting, plain
 
 CGROUPS = Path("/sys/fs/cgroup")
 # Under which name version 1 has them.
@@ -109,24 +110,14 @@ def memory():
 
 
 def kernel_setting(name, wanted):
-    path = Path("/proc/sys") / name.replace(".", "/")
-    held = " ".join(path.read_text().split()) if os.access(path, os.R_OK) else None
-    return {"name": name, "wanted": " ".join(wanted.split()), "held": held, "writable": os.access(path, os.W_OK)}
+    setting = KernelSetting(name)
+    return {"name": name, "wanted": plain(wanted), "held": setting.held(), "writable": setting.writable}
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
-            "settings": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "value": {"type": "str", "required": True},
-                    "reason": {"type": "str"},
-                },
-            },
+            "settings": OPTION,
         },
         supports_check_mode=True,
     )

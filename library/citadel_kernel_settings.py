@@ -55,29 +55,14 @@ unavailable:
   elements: str
 """
 
-import os
-from pathlib import Path
-
 from ansible.module_utils.basic import AnsibleModule
-
-
-def plain(value):
-    return " ".join(value.split())
+from ansible.module_utils.citadel_kernel_setting import OPTION, KernelSetting, plain
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
-            "settings": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "value": {"type": "str", "required": True},
-                    "reason": {"type": "str"},
-                },
-            },
+            "settings": OPTION,
             "folder": {"type": "path", "default": "/proc/sys"},
         },
         supports_check_mode=True,
@@ -85,17 +70,16 @@ def main():
     before, after, unavailable = {}, {}, []
     for setting in module.params["settings"]:
         name, wanted = setting["name"], plain(setting["value"])
-        path = Path(module.params["folder"]) / name.replace(".", "/")
-        # Root may write everything, but not on a file system that is mounted read-only: access(2) knows.
-        if not os.access(path, os.W_OK):
+        kernel = KernelSetting(name, module.params["folder"])
+        if not kernel.writable:
             unavailable.append(name)
             continue
-        held = plain(path.read_text())
+        held = kernel.held()
         if held != wanted:
             before[name], after[name] = held, wanted
             if not module.check_mode:
                 try:
-                    path.write_text(wanted + "\n")
+                    kernel.write(wanted)
                 except OSError as error:
                     module.fail_json(
                         msg=f"The kernel refuses {name} = {wanted} ({error.strerror}): correct the value.", unavailable=unavailable

@@ -74,15 +74,14 @@ import json
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.citadel_cgroup import Cgroup
+from ansible.module_utils.citadel_full_load import full_load
 
 SAMPLE_SECONDS = 0.2
-FIRST_TOKEN = 3  # below are the tokens that begin, end and pad
 
 
 def fill(port, model, context_tokens, num_seqs, timeout_seconds):
-    """One request with a prompt per sequence; each prompt and its one token of answer are a full context. What went wrong, or nothing."""
-    prompts = [[FIRST_TOKEN + number] + [FIRST_TOKEN] * (context_tokens - 2) for number in range(num_seqs)]
-    body = json.dumps({"model": model, "prompt": prompts, "max_tokens": 1, "ignore_eos": True})
+    """Send a full load. What went wrong, or nothing."""
+    body = json.dumps(full_load(model, context_tokens, num_seqs))
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
     try:
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})

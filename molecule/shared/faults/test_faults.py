@@ -18,7 +18,8 @@ from typing import Any
 
 import cgroups
 import pytest
-from lab_host import CHECKOUT, health, until
+from lab_host import CHECKOUT, health, read_plan, until
+from module_utils.citadel_full_load import full_load
 from steady_load import Outcome, SteadyLoad, attempted
 from testinfra.host import Host
 from traces import traces
@@ -80,10 +81,8 @@ def outgrow(server: Host, name: str) -> None:
     unit = unit_of(name)
     limit = cgroups.held_bytes(server, unit) + 16 * MEBIBYTE
     server.check_output("systemctl set-property --runtime %s MemoryMax=%s", unit, str(limit))
-    plan = json.loads(server.check_output("cat /opt/citadel/config/plan.json"))
-    service = next(service for service in plan["services"] if service["name"] == name)
-    prompts = [[3 + number] + [3] * (service["context_tokens"] - 2) for number in range(service["max_num_seqs"])]
-    body = json.dumps({"model": name, "prompt": prompts, "max_tokens": 1})
+    service = next(service for service in read_plan(server)["services"] if service["name"] == name)
+    body = json.dumps(full_load(name, service["context_tokens"], service["max_num_seqs"]))
     address = f"http://127.0.0.1:{service['api_port']}/v1/completions"
     # From the host to the model itself: no client of the gateway's is to pay for it, and nobody waits for the answer.
     server.check_output("echo %s > /run/lab-request.json", body)

@@ -12,6 +12,7 @@ from typing import Any
 
 import cgroups
 from lab_host import CHECKOUT, ask, health, until
+from module_utils.citadel_full_load import full_load
 from testinfra.host import Host
 
 MEBIBYTE = 2**20
@@ -21,10 +22,8 @@ LOWEST = 0.6
 START_SECONDS = 120
 
 
-def full_load(service: dict[str, Any]) -> bool:
-    """Whether the service answered it. Prompts differ from their first token on, so none comes from the prefix cache."""
-    prompts = [[3 + number] + [3] * (service["context_tokens"] - 2) for number in range(service["max_num_seqs"])]
-    body = {"model": service["name"], "prompt": prompts, "max_tokens": 1, "ignore_eos": True}
+def answers_a_full_load(service: dict[str, Any]) -> bool:
+    body = full_load(service["name"], service["context_tokens"], service["max_num_seqs"])
     try:
         return ask(service["api_port"], "/v1/completions", body, timeout=600).status == 200
     except (OSError, http.client.HTTPException):
@@ -68,7 +67,7 @@ def survives(server: Host, gateway_port: int, service: dict[str, Any], limit_byt
         # As the breaker sees it, which lets nothing through before it has seen two good answers.
         return health(gateway_port).get(service["name"]) == "healthy" or restarts(server, unit) > 0
 
-    return until(admitted_or_dead, START_SECONDS) is not None and full_load(service) and restarts(server, unit) == 0
+    return until(admitted_or_dead, START_SECONDS) is not None and answers_a_full_load(service) and restarts(server, unit) == 0
 
 
 def test_share_of_the_limit_at_which_it_first_dies(server: Host, plan: dict[str, Any], service: dict[str, Any]) -> None:
