@@ -108,7 +108,7 @@ BREAKAGES = [
     ),
     Breakage(
         "a journal without variants, in which everything is an error of one line",
-        journal_that_tells_it_as('s/"CITADEL_VARIANT"/"VARIANT"/; s/"PRIORITY":"6"/"PRIORITY":"3"/; s/Traceback/Trace/'),
+        journal_that_tells_it_as('s/"CITADEL_VARIANT"/"VARIANT"/; s/"PRIORITY":"6"/"PRIORITY":"3"/; s/Traceback/Trace/g'),
         "rm /usr/local/bin/journalctl",
         ("test_the_journal_knows_the_service_and_its_variant", "test_a_record_keeps_its_priority", "test_a_traceback_is_one_entry"),
     ),
