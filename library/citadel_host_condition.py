@@ -64,6 +64,7 @@ NAME_SECONDS = 2
 
 
 def output(*command):
+    """What a command says; nothing where there is no such command or it hangs, which the filter reads as not known."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):

@@ -182,7 +182,7 @@ def memory(unit):
 def runtime_version(unit):
     """Version of the runtime that the process runs from, or that the unit would start."""
     command = unit.get("ExecStart", "")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # it is not running
         command = Path(f"/proc/{unit.get('MainPID')}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     found = RUNTIME.search(command)
     return found[1] if found else None
@@ -193,7 +193,7 @@ def workers_bytes(unit):
     found = {True: [], False: []}
     processes = []
     if unit.get("ControlGroup"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the cgroup may go with its service
             processes = Cgroup(unit["ControlGroup"]).process_ids()
     for pid in processes:
         with contextlib.suppress(OSError):  # it may have ended
@@ -208,7 +208,7 @@ def workers_bytes(unit):
 
 def model_figures(service, answers, edge_metrics):
     state = {}
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # who answers there is no supervisor of ours: not known
         state = json.loads(answers[service["state_port"], "/state"][1] or "{}")
     known = isinstance(state, dict) and state.get("state") in STATES
     sums = {"vllm:num_requests_running": None, "vllm:num_requests_waiting": None, "vllm:kv_cache_usage_perc": None}
@@ -230,7 +230,7 @@ def model_figures(service, answers, edge_metrics):
         "waiting": None if waiting is None else int(waiting),
         "kv_cache_percent": None if kv_cache is None else round(kv_cache * 100),
     }
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # a state without a time is a state all the same
         if known:
             figures["since"] = local(calendar.timegm(time.strptime(str(state.get("since")), "%Y-%m-%dT%H:%M:%SZ")))
     return figures

@@ -72,7 +72,7 @@ def _has_chat_template(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / _TOKENIZER_CONFIG).read_text(encoding="utf-8")).get("chat_template"))
     except (OSError, ValueError, AttributeError):
-        return False
+        return False  # a folder without a tokenizer's configuration, or with a broken one: vLLM would refuse every chat
 
 
 def catalogue_entry(description: Description, *, name: str, port: int, modes: list[str], path: Path) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def session_processes(session: int) -> list[Process]:
             fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             title = (entry / "cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace").strip()
         except OSError:
-            continue
+            continue  # it ended while we looked
         if len(fields) < 13 or int(fields[3]) != session:
             continue
         found.append(Process(pid=int(entry.name), title=title, state=fields[0], cpu_seconds=(int(fields[11]) + int(fields[12])) / ticks))
@@ -124,7 +124,7 @@ def mapped_files(pid: int, folder: Path) -> set[str]:
     try:
         lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return set()
+        return set()  # it ended while we looked
     paths = (line.split(maxsplit=5)[5] for line in lines if prefix in line)
     return {path.removeprefix(prefix) for path in paths if path.startswith(prefix)}
 
@@ -605,7 +605,7 @@ class Supervisor:
             return self._supervise()
         finally:
             # systemd kills what is left of the cgroup; this is for the time until then.
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # nothing is left
                 os.killpg(self._child.pid, signal.SIGKILL)
 
     def _on_signal(self, number: int, _frame: object) -> None:
@@ -730,7 +730,7 @@ class Supervisor:
         for number in ended:
             pid, title = self._watched[number]
             status = self._failed(1, f"{title} (process {pid}) ended")
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(subprocess.TimeoutExpired):  # then it is killed
                 self._child.wait(LAST_WORDS_SECONDS)
             return status
         return None
@@ -741,7 +741,7 @@ class Supervisor:
         try:
             number = os.pidfd_open(pid)
         except ProcessLookupError:
-            return
+            return  # it has just ended: vLLM ends with it, or the time for the start does
         self._watched[number] = (pid, title)
         self._poll.register(number, select.POLLIN)
 
@@ -783,7 +783,7 @@ class Supervisor:
         self._show("process", "stopping", also="STOPPING=1")
         if was_ready:
             self._wait_for_end(self._options.stop_notice_seconds)
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
             self._child.send_signal(number)
         drain = self._options.drain_seconds
         if drain is not None and not was_ready:
