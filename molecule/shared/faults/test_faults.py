@@ -125,7 +125,8 @@ GIVE_BACK = shell("rm -r /opt/models/NAME && cp -a /run/lab-model /opt/models/NA
 
 FAULTS = {
     "API server killed": Fault(send("KILL", API_SERVER), "its main process was killed by SIGKILL"),
-    "engine killed": Fault(send("KILL", ENGINE), "VLLM::EngineCore"),
+    # Its worker ends with it; which of the two is seen first is chance.
+    "engine killed": Fault(send("KILL", ENGINE), "while generating: VLLM::"),
     "worker killed": Fault(send("KILL", WORKER), "VLLM::Worker"),
     "worker stopped (SIGSTOP)": Fault(send("STOP", WORKER), "hung since"),
     "a request outgrows the memory limit": Fault(outgrow, "failed while generating: "),
@@ -149,7 +150,7 @@ FAULTS = {
         unharmed=True,
     ),
     "workers of two models killed at once": Fault(send("KILL", WORKER), "VLLM::Worker", targets=("hermes-2", "openchat-3.5")),
-    "engines of two models killed at once": Fault(send("KILL", ENGINE), "VLLM::EngineCore", targets=("mixtral-8x7b", "phi-3-mini")),
+    "engines of two models killed at once": Fault(send("KILL", ENGINE), "while generating: VLLM::", targets=("mixtral-8x7b", "phi-3-mini")),
     "API servers of two models killed at once": Fault(send("KILL", API_SERVER), "SIGKILL", targets=("mixtral-8x7b", "openchat-3.5")),
 }
 
