@@ -129,7 +129,7 @@ FAULTS = {
     "engine killed": Fault(send("KILL", ENGINE), "while generating: VLLM::"),
     "worker killed": Fault(send("KILL", WORKER), "VLLM::Worker"),
     "worker stopped (SIGSTOP)": Fault(send("STOP", WORKER), "hung since"),
-    "a request outgrows the memory limit": Fault(outgrow, "failed while generating: "),
+    "a request outgrows the memory limit": Fault(outgrow, " while generating: "),
     "port taken by a foreigner at the start": Fault(
         restart("systemd-run --quiet --collect --unit=lab-foreigner python3 -m http.server --bind 127.0.0.1 11401"),
         "its main process ended with status 1",
