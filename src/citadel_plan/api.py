@@ -401,6 +401,7 @@ class _Planner:
             max_output_tokens=request.max_output_tokens,
             max_num_seqs=entry.num_seqs,
             max_num_batched_tokens=engine.max_num_batched_tokens,
+            prompt_logprobs=engine.prompt_logprobs,
             enforce_eager=on_cpu if engine.enforce_eager is None else engine.enforce_eager,
             tensor_parallel_size=1 if gpu is None else len(gpu.gpu_ids),
             gpu_ids=() if gpu is None else gpu.gpu_ids,

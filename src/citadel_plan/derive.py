@@ -112,7 +112,7 @@ def catalogue_entry(description: Description, *, name: str, port: int, modes: li
         "min_num_seqs": 2,
         "max_num_seqs": 16,
         "pin": {},
-        "engine": {"max_num_batched_tokens": 2048, "enforce_eager": None, "extra_arguments": []},
+        "engine": {"max_num_batched_tokens": 2048, "prompt_logprobs": False, "enforce_eager": None, "extra_arguments": []},
         "variants": [
             {
                 "name": description.weight_format,

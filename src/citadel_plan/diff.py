@@ -59,6 +59,7 @@ SERVICE_RESTARTS: Final[Mapping[str, tuple[str, Show]]] = {
     "kv_cache_dtype": ("KV cache format", _plain),
     "block_tokens": ("KV cache blocks", _with(" tokens")),
     "max_num_batched_tokens": ("batch", _with(" tokens")),
+    "prompt_logprobs": ("log probabilities of prompts", _switch),
     "enforce_eager": ("eager mode", _switch),
     "cpu_set": ("CPUs", _plain),
     "omp_threads_bind": ("threads on CPUs", _plain),

@@ -220,7 +220,7 @@ def _parts(model: Model, variant: Variant, num_seqs: int, workers: int) -> tuple
         num_seqs=num_seqs,
         block_tokens=GPU_BLOCK_TOKENS,
     )
-    activations = activation_bytes(model.architecture, max_num_batched_tokens=model.engine.max_num_batched_tokens, num_seqs=num_seqs)
+    activations = activation_bytes(model, num_seqs=num_seqs)
     # Key and value heads that cannot be split are repeated on every worker.
     split = min(workers, model.architecture.kv_heads)
     return -(-variant.weights_bytes // workers), -(-kv_cache // split), GPU_BASE_BYTES + activations

@@ -128,6 +128,8 @@ class Engine:
     """Options of vLLM that change how much a service needs, and free ones behind them."""
 
     max_num_batched_tokens: int
+    prompt_logprobs: bool
+    """Whether clients may ask for the log probabilities of their prompts, which takes memory of its own."""
     enforce_eager: bool | None
     """None: on the CPU, where compiling costs a compiler and memory; not on CUDA, where graphs pay off."""
     load_timeout_seconds: int | None

@@ -261,6 +261,7 @@ def _parse_engine(reader: Reader, max_num_seqs: int) -> Engine:
             )
     engine = Engine(
         max_num_batched_tokens=batched,
+        prompt_logprobs=reader.optional_flag("prompt_logprobs") or False,
         enforce_eager=reader.optional_flag("enforce_eager"),
         load_timeout_seconds=reader.optional_integer("load_timeout_seconds", low=10, high=86_400),
         stall_timeout_seconds=reader.optional_integer("stall_timeout_seconds", low=10, high=86_400),

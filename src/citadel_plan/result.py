@@ -53,6 +53,7 @@ class ServicePlan:
     max_output_tokens: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    prompt_logprobs: bool
     enforce_eager: bool
     tensor_parallel_size: int
     gpu_ids: tuple[int, ...]

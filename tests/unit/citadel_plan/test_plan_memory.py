@@ -90,7 +90,26 @@ def test_the_pool_has_room_for_the_null_block() -> None:
     ],
 )
 def test_activations_follow_the_dimensions(name: str, size: int) -> None:
-    assert activation_bytes(model(name).architecture, max_num_batched_tokens=2048, num_seqs=2) == size
+    assert activation_bytes(model(name), num_seqs=2) == size
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "size"),
+    [
+        # What a request for the log probabilities of its prompt took on the lab's machine, 937 M, is 15 bytes a logit: 2048 x 15 x 32000.
+        (32_000, 2048 * (2 * 4096 + 15 * 32_000) + 1_408_000),
+        # Of a small vocabulary the layers are more.
+        (512, 2048 * 2 * 65_536 + 22_528),
+    ],
+)
+def test_log_probabilities_of_prompts_are_counted_where_they_are_allowed(vocabulary: int, size: int) -> None:
+    hermes = model("hermes-2")
+    generous = replace(
+        hermes,
+        architecture=replace(hermes.architecture, vocabulary=vocabulary),
+        engine=replace(hermes.engine, prompt_logprobs=True),
+    )
+    assert activation_bytes(generous, num_seqs=2) == size
 
 
 def test_loading_bf16_mixtral_holds_one_module_twice() -> None:

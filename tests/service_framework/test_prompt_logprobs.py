@@ -1,0 +1,97 @@
+"""Which requests are refused because the plan has no memory for them, and that all others reach the application as they came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from citadel_prompt_logprobs import PromptLogprobsRefused, asks_for_prompt_logprobs
+
+TEXT: dict[str, Any] = {"model": "hermes-2", "prompt": "x"}
+CHAT: dict[str, Any] = {"model": "hermes-2", "messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        TEXT | {"prompt_logprobs": 1},
+        TEXT | {"prompt_logprobs": 0},
+        TEXT | {"prompt_logprobs": "1"},
+        TEXT | {"prompt_logprob_token_ids": [[1]]},
+        TEXT | {"echo": True, "logprobs": 1},
+        TEXT | {"echo": True, "logprobs": 0},
+        TEXT | {"echo": "true", "logprobs": 1},
+        TEXT | {"echo": 1, "logprobs": 1},
+        CHAT | {"prompt_logprobs": 5},
+        CHAT | {"echo": True},
+        {"token_ids": [1], "sampling_params": {"prompt_logprobs": 1}},
+    ],
+    ids=json.dumps,
+)
+def test_it_asks_for_them(body: dict[str, Any]) -> None:
+    assert asks_for_prompt_logprobs(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        TEXT,
+        CHAT,
+        TEXT | {"logprobs": 5},
+        TEXT | {"echo": True},
+        TEXT | {"echo": False, "logprobs": 5},
+        TEXT | {"prompt_logprobs": None},
+        CHAT | {"logprobs": True, "top_logprobs": 5},
+        CHAT | {"echo": False},
+        {"token_ids": [1], "sampling_params": {"logprobs": 1}},
+        {"sampling_params": "prompt_logprobs"},
+        [TEXT],
+        "prompt_logprobs",
+    ],
+    ids=json.dumps,
+)
+def test_it_does_not(body: object) -> None:
+    assert not asks_for_prompt_logprobs(json.dumps(body).encode())
+
+
+def test_what_is_no_json_is_the_applications() -> None:
+    assert not asks_for_prompt_logprobs(b'{"prompt_logprobs": 1')
+    assert not asks_for_prompt_logprobs(b"")
+
+
+def served(method: str, chunks: list[bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the application behind the middleware read, and what the client was sent."""
+    last = {"type": "http.disconnect"}
+    arriving = [{"type": "http.request", "body": chunk, "more_body": number < len(chunks)} for number, chunk in enumerate(chunks, 1)]
+    read: list[dict[str, Any]] = []
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return arriving.pop(0) if arriving else last
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def application(_scope: dict[str, Any], receive: Any, _send: object) -> None:  # noqa: ANN401 - as ASGI has it
+        while not read or read[-1] is not last:
+            read.append(await receive())
+
+    asyncio.run(PromptLogprobsRefused(application)({"type": "http", "method": method}, receive, send))
+    return read, sent
+
+
+def test_a_refusal_has_the_shape_of_an_error_and_the_application_sees_nothing() -> None:
+    read, sent = served("POST", [b'{"prompt": "x", "prompt', b'_logprobs": 1}'])
+    assert read == []
+    assert sent[0]["status"] == 400
+    assert json.loads(sent[1]["body"])["error"]["param"] == "prompt_logprobs"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_all_others_arrive_as_they_came_and_a_disconnect_does_too(method: str) -> None:
+    read, sent = served(method, [b'{"prompt":', b' "x"}'])
+    assert [message.get("body") for message in read] == [b'{"prompt":', b' "x"}', None]
+    assert sent == []
