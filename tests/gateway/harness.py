@@ -171,7 +171,7 @@ class Gateway:
             | {
                 "gateway_plan": plan(self.port, self.workers),
                 "gateway_upstreams": list(self.upstreams),
-                "gateway_default_model": "hermes-2",
+                "gateway_routing_rules": [{"name": "otherwise", "models": ["hermes-2", "mixtral-8x7b"]}],
                 "gateway_runtime_path": str(litellm_environment()),
                 "gateway_config_directory": str(config),
                 "gateway_cache_directory": str(self.folder / "cache"),
