@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from citadel_routing import NAMED, too_long_sentence
+from citadel_routing import NAMED, NoSuchModel, TooLong, Unavailable, too_long_sentence
 
 if TYPE_CHECKING:
     from citadel_routing import Course, Rules
@@ -43,6 +43,7 @@ class Refusal:
     kind: str
     code: str
     message: str
+    param: str | None = None
     retry_after_seconds: int | None = None
 
 
@@ -64,37 +65,58 @@ def note_failure(course: Course, *, model: str, status: object, message: str, re
         course.refused = True
 
 
-def refusal_of(course: Course, rules: Rules) -> Refusal | None:
+def refusal_after(course: Course, rules: Rules) -> Refusal | None:
     """Say what the client is told after everybody who could be asked has failed; None where a model has said it already."""
     if course.refused or not course.asked:
         return None
     last = course.asked[-1]
-    if last in course.too_long:
+    longer_is_away = any(
+        rules.models[away].context_tokens > rules.models[short].context_tokens for away in course.unavailable for short in course.too_long
+    )
+    if last in course.too_long and not longer_is_away:
         sentence = too_long_sentence(rules, last, course.demand, counted=course.too_long[last], permitted=course.permitted)
-        return too_long_refusal(sentence)
-    if last not in course.unavailable:
+        return _too_long(sentence)
+    if not course.unavailable:
         return None
     statuses = set(course.unavailable.values())
     if statuses <= {_REQUEST_TIMEOUT, _GATEWAY_TIMEOUT}:
         return Refusal(status=_GATEWAY_TIMEOUT, kind="server_error", code="model_timeout", message=f"{last} did not answer in time.")
-    named = course.decision.route == NAMED
     return Refusal(
         status=_TOO_MANY_REQUESTS if statuses == {_TOO_MANY_REQUESTS} else _SERVICE_UNAVAILABLE,
         kind="server_error",
         code="model_unavailable",
-        message=f"{f'The model {course.decision.model} cannot' if named else 'No model can'} take the request at the moment.",
+        message=_unavailable(course.decision.model if course.decision.route == NAMED else None),
         retry_after_seconds=course.retry_after_seconds or rules.retry_after_seconds,
     )
 
 
-def too_long_refusal(sentence: str) -> Refusal:
-    """Put a sentence about a request that is too long into OpenAI's shape."""
+def refusal_before(decision: TooLong | NoSuchModel | Unavailable, rules: Rules) -> Refusal:
+    """Say what the client is told where no model is asked at all."""
+    if isinstance(decision, TooLong):
+        return _too_long(decision.sentence)
+    if isinstance(decision, NoSuchModel):
+        return Refusal(status=404, kind="invalid_request_error", code="model_not_found", message=decision.sentence, param="model")
+    return Refusal(
+        status=_SERVICE_UNAVAILABLE,
+        kind="server_error",
+        code="model_unavailable",
+        message=_unavailable(decision.model if decision.route == NAMED else None),
+        retry_after_seconds=rules.retry_after_seconds,
+    )
+
+
+def malformed_refusal(field: str) -> Refusal:
+    """Say that a field of the request has the wrong form: LiteLLM would fail at it, once per model."""
+    form = {"messages": "a list of objects", "prompt": "a text, a list of texts, a list of tokens or a list of those"}[field]
+    return Refusal(status=400, kind="invalid_request_error", code="invalid_type", message=f"'{field}' must be {form}.", param=field)
+
+
+def _too_long(sentence: str) -> Refusal:
     return Refusal(status=400, kind="invalid_request_error", code="context_length_exceeded", message=sentence)
 
 
-def unknown_model_refusal(sentence: str) -> Refusal:
-    """Put a sentence about a model that is not there into OpenAI's shape."""
-    return Refusal(status=404, kind="invalid_request_error", code="model_not_found", message=sentence)
+def _unavailable(named: str | None) -> str:
+    return f"{f'The model {named} cannot' if named else 'No model can'} take the request at the moment."
 
 
 def without_quotations(text: str) -> str:

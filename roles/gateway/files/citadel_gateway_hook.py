@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
-from citadel_answers import Refusal, note_failure, refusal_of, too_long_refusal, unknown_model_refusal, without_quotations
-from citadel_request import read_demand
+from citadel_answers import Refusal, malformed_refusal, note_failure, refusal_after, refusal_before, without_quotations
+from citadel_request import malformed_field, read_demand
 from citadel_routing import (
     Course,
+    Decision,
     NoSuchModel,
     Rules,
     State,
-    TooLong,
     decide,
     leaves_choice_open,
     load_rules,
@@ -80,10 +80,11 @@ class RefusalError(ProxyException, HTTPException):  # type: ignore[misc]  # Lite
     """A `Refusal` as LiteLLM takes it: from a hook after a failure only as HTTPException, and unchanged only as ProxyException."""
 
     def __init__(self, refusal: Refusal) -> None:
-        self.status_code = refusal.status
-        self._document = {"message": refusal.message, "type": refusal.kind, "param": None, "code": refusal.code}
         headers = {} if refusal.retry_after_seconds is None else {"Retry-After": str(refusal.retry_after_seconds)}
-        ProxyException.__init__(self, message=refusal.message, type=refusal.kind, param=None, code=refusal.status, headers=headers)
+        ProxyException.__init__(self, message=refusal.message, type=refusal.kind, param=refusal.param, code=refusal.status, headers=headers)
+        # ProxyException has called HTTPException with the message for a status.
+        self.status_code, self.detail = refusal.status, refusal.message
+        self._document = {"message": refusal.message, "type": refusal.kind, "param": refusal.param, "code": refusal.code}
 
     def to_dict(self) -> dict[str, Any]:
         """Give the error as the client gets it; ProxyException's own has the status for a code."""
@@ -132,18 +133,18 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
         headers = (data.get("proxy_server_request") or {}).get("headers") or {}
         permitted = permitted_models(next((value for name, value in headers.items() if name.lower() == _MODELS_HEADER), None))
         if call_type not in _CHAT_CALLS | _TEXT_CALLS or not (automatic or isinstance(named, str)):
-            if isinstance(named, str) and (refusal := no_such_model(self._rules, named, permitted)):
-                raise RefusalError(unknown_model_refusal(refusal.sentence))
+            if isinstance(named, str) and (unknown := no_such_model(self._rules, named, permitted)):
+                raise RefusalError(refusal_before(unknown, self._rules))
             return data
-        demand = read_demand(data, chat=call_type in _CHAT_CALLS, longest_token_characters=self._rules.longest_token_characters)
-        decision = decide(
-            self._rules, demand, named=None if automatic else named, state=self._edge.state(), permitted=permitted
-        )
-        if isinstance(decision, NoSuchModel):
-            raise RefusalError(unknown_model_refusal(decision.sentence))
-        _DECISIONS.labels(decision.route, decision.model).inc()
-        if isinstance(decision, TooLong):
-            raise RefusalError(too_long_refusal(decision.sentence))
+        chat = call_type in _CHAT_CALLS
+        if malformed := malformed_field(data, chat=chat):
+            raise RefusalError(malformed_refusal(malformed))
+        demand = read_demand(data, chat=chat, longest_token_characters=self._rules.longest_token_characters)
+        decision = decide(self._rules, demand, named=None if automatic else named, state=self._edge.state(), permitted=permitted)
+        if not isinstance(decision, NoSuchModel):
+            _DECISIONS.labels(decision.route, decision.model).inc()
+        if not isinstance(decision, Decision):
+            raise RefusalError(refusal_before(decision, self._rules))
         data["model"] = decision.model
         for switch in _CLIENT_SWITCHES:
             data.pop(switch, None)
@@ -187,10 +188,7 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
             return None
         course = _course(request_data)
         if course is not None:
-            if not (course.refused or course.too_long or course.unavailable):
-                # A stream of completions fails after LiteLLM's router is done with it.
-                _note(course, original_exception)
-            refusal = refusal_of(course, self._rules)
+            refusal = refusal_after(course, self._rules)
             return RefusalError(refusal) if refusal is not None else None
         # LiteLLM has decided about the key: whom it lets in has a role here.
         came_in = getattr(user_api_key_dict, "user_role", None) is not None

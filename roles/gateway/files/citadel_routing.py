@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from citadel_request import COMPLETION, Demand
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-    from citadel_request import Demand
 
 # The name by which a client asks for the gateway's own choice in so many words.
 AUTOMATIC_MODEL: Final = "auto"
@@ -26,6 +27,7 @@ AUTOMATIC_MODEL: Final = "auto"
 NAMED: Final = "named"
 TOO_LONG: Final = "too-long"
 LONGER: Final = "longer:"
+FALLBACK: Final = "fallback:"
 
 _LOOPBACK: Final = "127.0.0.1"
 
@@ -111,6 +113,14 @@ class TooLong:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unavailable:
+    """Nobody who may be asked can answer, as far as is known, and asking would not help."""
+
+    model: str
+    route: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NoSuchModel:
     """The model does not exist, or is not for this client, who is told the same."""
 
@@ -193,7 +203,7 @@ def no_such_model(rules: Rules, model: str, permitted: Collection[str] | None) -
 
 def decide(
     rules: Rules, demand: Demand, *, named: str | None, state: Mapping[str, State], permitted: Collection[str] | None
-) -> Decision | TooLong | NoSuchModel:
+) -> Decision | TooLong | Unavailable | NoSuchModel:
     """Decide about one request. `named` is None where the gateway chooses; `state` lacks models of which nothing is known."""
     choice = _Choice(rules, demand, state, permitted)
     if named is None:
@@ -208,7 +218,7 @@ class _Choice:
     state: Mapping[str, State]
     permitted: Collection[str] | None
 
-    def automatic(self) -> Decision | TooLong | NoSuchModel:
+    def automatic(self) -> Decision | TooLong | Unavailable | NoSuchModel:
         routes: dict[str, str] = {}
         for rule in self.rules.rules:
             if holds(rule, self.demand):
@@ -224,16 +234,30 @@ class _Choice:
         if not ranked:
             return self._too_long(max(mine, key=self._context))
         first, *others = ranked
+        if self._asked_once and self._known_down(first):
+            return Unavailable(model=first, route=routes[first])
         return Decision(route=routes[first], model=first, on_failure=tuple(others), on_length=tuple(others))
 
-    def named(self, model: str) -> Decision | TooLong:
+    def named(self, model: str) -> Decision | TooLong | Unavailable:
         longer = self._rank(name for name in self.rules.longer_models.get(model, ()) if self._may(name))
         if self._may_fit(model):
             fallbacks = self._rank(name for name in self.rules.fallbacks.get(model, ()) if self._may(name))
+            if self._asked_once and self._known_down(model):
+                able = next((name for name in fallbacks if not self._known_down(name)), None)
+                return Decision(route=FALLBACK + NAMED, model=able) if able else Unavailable(model=model, route=NAMED)
             return Decision(route=NAMED, model=model, on_failure=tuple(fallbacks), on_length=tuple(longer))
         if longer:
             return Decision(route=LONGER + NAMED, model=longer[0], on_failure=tuple(longer[1:]), on_length=tuple(longer[1:]))
         return self._too_long(model)
+
+    @property
+    def _asked_once(self) -> bool:
+        """Whether only one model will be asked: LiteLLM 1.106 opens a stream of completions when its router is done, and nobody falls back."""
+        return self.demand.stream and self.demand.kind == COMPLETION
+
+    def _known_down(self, name: str) -> bool:
+        state = None if self.rules.models[name].elsewhere else self.state.get(name)
+        return state is not None and not state.able
 
     def _may(self, name: str) -> bool:
         return (self.permitted is None or name in self.permitted) and self.demand.kind in self.rules.models[name].modes
@@ -257,7 +281,7 @@ class _Choice:
             state = None if model.elsewhere else self.state.get(name)
             fits = self._fits(name)
             return (
-                state is not None and not state.able,
+                self._known_down(name),
                 not fits,
                 0 if fits else -model.context_tokens,
                 0.0 if state is None else state.waiting,
@@ -330,4 +354,4 @@ class Course:
         """What `x-citadel-route` says: the rule, and whether somebody else answered, and why."""
         if not self.asked or self.asked[-1] == self.decision.model:
             return self.decision.route
-        return f"{LONGER if self.too_long else 'fallback:'}{self.decision.route}"
+        return f"{LONGER if self.too_long else FALLBACK}{self.decision.route}"
