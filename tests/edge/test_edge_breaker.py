@@ -153,7 +153,7 @@ def test_one_query_says_how_every_model_is(edge: Edge) -> None:
     backend.health_status = 503
     until(lambda: state(edge)["breaker"] == "open", seconds=5, what="the breaker opens")
     assert ask(edge.state_port, "/", source=LOOPBACK, address=LOOPBACK).status == 404
-    assert "frontend\":\"state" not in edge.log(), "a look each second is not worth a line"
+    assert 'frontend":"state' not in edge.log(), "a look each second is not worth a line"
 
 
 def queued(edge: Edge) -> int:

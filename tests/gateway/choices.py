@@ -82,7 +82,13 @@ CASES: Final[dict[str, Case]] = {
     "reasoning, streamed": Case(body=chat("Prove that there is no largest prime.", stream=True), answer=("reasoning", MIXTRAL)),
     "reasoning in capitals": Case(body=chat("PROVE IT."), answer=("reasoning", MIXTRAL)),
     "reasoning was before": Case(
-        body={"messages": [{"role": "user", "content": "Prove it."}, {"role": "assistant", "content": "No."}, {"role": "user", "content": "Ok."}]},
+        body={
+            "messages": [
+                {"role": "user", "content": "Prove it."},
+                {"role": "assistant", "content": "No."},
+                {"role": "user", "content": "Ok."},
+            ]
+        },
         answer=("short", PHI),
     ),
     "a word that only contains one": Case(body=chat("Improvement is waterproof."), answer=("short", PHI)),
@@ -110,9 +116,7 @@ CASES: Final[dict[str, Case]] = {
     # What is able now.
     "short, first down": Case(body=chat("What is 2 + 2?"), state={PHI: DOWN}, answer=("short", OPENCHAT)),
     "short, two down": Case(body=chat("What is 2 + 2?"), state={PHI: DOWN, OPENCHAT: DOWN}, answer=("short", HERMES)),
-    "short, three down": Case(
-        body=chat("What is 2 + 2?"), state={PHI: DOWN, OPENCHAT: DOWN, HERMES: DOWN}, answer=("otherwise", MIXTRAL)
-    ),
+    "short, three down": Case(body=chat("What is 2 + 2?"), state={PHI: DOWN, OPENCHAT: DOWN, HERMES: DOWN}, answer=("otherwise", MIXTRAL)),
     "short, first full": Case(body=chat("What is 2 + 2?"), state={PHI: FULL}, answer=("short", OPENCHAT)),
     "short, all full, one less": Case(
         body=chat("What is 2 + 2?"), state={PHI: QUEUED, OPENCHAT: QUEUED, HERMES: FULL, MIXTRAL: QUEUED}, answer=("short", HERMES)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.choices import CASES, DOWN, HERMES, INVENTORY, MIXTRAL, OPENCHAT, PARAGRAPH, PHI, chat, state_document
-from gateway.edge import EdgeState
+from gateway.edge_state import EdgeState
 from gateway.harness import MODELS, Gateway, Response, upstream
 from gateway.metrics import total
 
@@ -136,7 +136,9 @@ def test_a_fallback_that_surely_does_not_fit_is_not_asked(gateway: Gateway, back
     assert backends[PHI].received == []
 
 
-@pytest.mark.parametrize("switch", [{"fallbacks": [MIXTRAL]}, {"fallbacks": [{"model": MIXTRAL}]}, {"context_window_fallbacks": [{PHI: [MIXTRAL]}]}])
+@pytest.mark.parametrize(
+    "switch", [{"fallbacks": [MIXTRAL]}, {"fallbacks": [{"model": MIXTRAL}]}, {"context_window_fallbacks": [{PHI: [MIXTRAL]}]}]
+)
 def test_a_client_cannot_send_its_request_elsewhere(gateway: Gateway, backends: dict[str, Backend], switch: dict[str, Any]) -> None:
     for name in (PHI, OPENCHAT):
         backends[name].refusal = (503, "no server is up")

@@ -24,7 +24,7 @@ GERMAN = (
     "Der schnelle braune Fuchs springt über den faulen Hund. Größere Änderungen müssen geprüft werden, bevor sie auf den Rechnern"
     " ausgerollt werden; außerdem heißt es, dass Überlastung vermieden werden könne. "
 )
-RUSSIAN = "Быстрая коричневая лиса перепрыгивает через ленивую собаку. Большие изменения должны быть проверены. "  # noqa: RUF001
+RUSSIAN = "Быстрая коричневая лиса перепрыгивает через ленивую собаку. Большие изменения должны быть проверены. "
 CHINESE = "敏捷的棕色狐狸跳过了懒狗。较大的更改在部署到服务器之前必须经过检查，并且应当避免过载。"  # noqa: RUF001
 JAPANESE = "素早い茶色の狐がのろまな犬を飛び越える。大きな変更はサーバーに展開する前に確認しなければなりません。"
 KOREAN = "빠른 갈색 여우가 게으른 개를 뛰어넘습니다. 큰 변경 사항은 서버에 배포하기 전에 확인해야 합니다. "
@@ -34,7 +34,7 @@ EMOJI = "😀🎉🚀🔥💡✨"
 
 
 def _texts() -> dict[str, str]:
-    randomness = random.Random(1)
+    randomness = random.Random(1)  # noqa: S311 - the same text each time
     noise = randomness.randbytes(9000)
     read = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in (argparse, typing)]
     return {
@@ -137,7 +137,9 @@ def test_a_sample_of_a_long_text_says_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize(("which", "counted_tokens"), [("text", None), ("tokens", 3000), ("cut tokens", 2049), ("answer", None)])
-def test_what_vllm_says_of_a_request_that_is_too_long_is_understood(vllm_says: dict[str, str], which: str, counted_tokens: int | None) -> None:
+def test_what_vllm_says_of_a_request_that_is_too_long_is_understood(
+    vllm_says: dict[str, str], which: str, counted_tokens: int | None
+) -> None:
     demand = read_demand({"prompt": "Hi"}, chat=False, longest_token_characters=16)
     course = Course(decision=Decision(route="named", model="phi-3-mini"), demand=demand, permitted=None)
     note_failure(course, model="phi-3-mini", status=400, message=vllm_says[which], retry_after=None)

@@ -22,6 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
+from fastapi import HTTPException, status
+from litellm.integrations.custom_logger import CustomLogger
+from litellm.proxy._types import ProxyException
+from prometheus_client import Counter
+
 from citadel_answers import Refusal, malformed_refusal, note_failure, refusal_after, refusal_before, without_quotations
 from citadel_request import malformed_field, read_demand
 from citadel_routing import (
@@ -37,10 +42,6 @@ from citadel_routing import (
     permitted_models,
     read_state,
 )
-from fastapi import HTTPException, status
-from litellm.integrations.custom_logger import CustomLogger
-from litellm.proxy._types import ProxyException
-from prometheus_client import Counter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,13 +64,15 @@ _NOT_ASKED: Final = "is not asked for this request"
 _WRONG_KEY_SECONDS: Final = 0.5
 
 _STATE_INTERVAL_SECONDS: Final = 1.0
-_STATE_TIMEOUT_SECONDS: Final = 0.5
-_STATE_STALE_SECONDS: Final = 3.0
+_STATE_TIMEOUT_SECONDS: Final = 2.0
+_STATE_STALE_SECONDS: Final = 5.0
 
 _LITELLM_LOGGERS: Final = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
 
 # The values of both labels come from the configuration: nothing that a client sends can make a series of its own.
-_DECISIONS: Final = Counter("citadel_gateway_decisions", "Requests by the rule that chose a model for them, and the model.", ["rule", "model"])
+_DECISIONS: Final = Counter(
+    "citadel_gateway_decisions", "Requests by the rule that chose a model for them, and the model.", ["rule", "model"]
+)
 
 
 class RequestRefused(Exception):

@@ -107,7 +107,11 @@ def malformed_field(body: Mapping[str, Any], *, chat: bool) -> str | None:
         fine = messages is None or (isinstance(messages, list) and all(isinstance(message, dict) for message in messages))
         return None if fine else "messages"
     prompt = body.get("prompt")
-    fine = prompt is None or isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(item, (str, int, list)) for item in prompt))
+    fine = (
+        prompt is None
+        or isinstance(prompt, str)
+        or (isinstance(prompt, list) and all(isinstance(item, (str, int, list)) for item in prompt))
+    )
     return None if fine else "prompt"
 
 
@@ -173,9 +177,7 @@ def _strings(value: object) -> Iterator[str]:
 
 def _prompts(prompt: object) -> Iterator[str | list[int]]:
     """Each prompt of a completion: a text, or a list of tokens."""
-    if isinstance(prompt, str):
-        yield prompt
-    elif isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
+    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int)):
         yield prompt
     elif isinstance(prompt, list):
         for item in prompt:

@@ -198,7 +198,9 @@ def no_such_model(rules: Rules, model: str, permitted: Collection[str] | None) -
     """Say that this client may not use `model`, or that there is no such model; None where it may."""
     if model in rules.models and (permitted is None or model in permitted):
         return None
-    return NoSuchModel(sentence="The model that the request names does not exist or is not for this key; GET /v1/models lists those that are.")
+    return NoSuchModel(
+        sentence="The model that the request names does not exist or is not for this key; GET /v1/models lists those that are."
+    )
 
 
 def decide(
@@ -252,7 +254,7 @@ class _Choice:
 
     @property
     def _asked_once(self) -> bool:
-        """Whether only one model will be asked: LiteLLM 1.106 opens a stream of completions when its router is done, and nobody falls back."""
+        """Whether only one model will be asked: LiteLLM 1.106 opens a stream of completions after its router; nobody falls back."""
         return self.demand.stream and self.demand.kind == COMPLETION
 
     def _known_down(self, name: str) -> bool:
@@ -274,7 +276,7 @@ class _Choice:
         return self.demand.prompt_tokens + answer <= self._context(name)
 
     def _rank(self, names: Iterable[str]) -> list[str]:
-        """Order those that may fit: able ones first, then those that fit by the estimate, then those with a free place, then as they were."""
+        """Order those that may fit: able ones, then those that fit by the estimate, then those with a free place, then as they were."""
 
         def key(name: str) -> tuple[bool, bool, int, float]:
             model = self.rules.models[name]
