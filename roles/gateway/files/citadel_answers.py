@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # another model may well answer.
 _VERDICTS_ON_REQUEST: Final = frozenset({400, 413, 422})
 
-# What vLLM 0.32 says of a request that is too long for it: tests/service_framework asks the real one.
+# What vLLM 0.32 says of a request that is too long for it: tests/gateway/test_request.py asks its own checks.
 _LENGTH_REFUSAL: Final = re.compile(
     r"This model's maximum context length is \d+ tokens"
     r"|is longer than the maximum\s+model length of \d+"

@@ -314,10 +314,13 @@ def holds(rule: Rule, demand: Demand) -> bool:
 def too_long_sentence(rules: Rules, model: str, demand: Demand, *, counted: int | None, permitted: Collection[str] | None) -> str:
     """Say the limit, the size (`counted` by the model, or what is certain without counting), and who would take the request."""
     limit = rules.models[model].context_tokens
-    at_least = counted if counted is not None else max(demand.prompt_tokens_at_least, 1)
-    size = f"{at_least} (counted by the model)" if counted is not None else f"at least {at_least} (estimated: {demand.prompt_tokens})"
+    at_least = counted or max(demand.prompt_tokens_at_least, 1)
+    # vLLM counts no further than one beyond its context.
+    exact = counted is not None and counted != limit + 1
+    estimated = max(demand.prompt_tokens, at_least)
+    size = f"{at_least} (counted by the model)" if exact else f"at least {at_least} (estimated: {estimated})"
     answer = f" and the answer {demand.answer_tokens} (max_tokens)" if demand.answer_tokens else ""
-    needed = (counted if counted is not None else demand.prompt_tokens) + (demand.answer_tokens or rules.answer_reserve_tokens)
+    needed = (at_least if exact else estimated) + (demand.answer_tokens or rules.answer_reserve_tokens)
     takers = sorted(
         (other for other in rules.models.values() if demand.kind in other.modes and (permitted is None or other.name in permitted)),
         key=lambda other: other.context_tokens,
