@@ -167,7 +167,8 @@ def test_a_named_model_refuses_for_length_unless_a_longer_one_is_allowed(tmp_pat
     assert refusal is not None
     assert (refusal.status, refusal.code) == (400, "context_length_exceeded")
     assert refusal.message == (
-        "hermes-2 holds 8192 tokens, prompt and answer together; the prompt has at least 8193 (estimated: 8193). mixtral-8x7b would take it."
+        "hermes-2 holds 8192 tokens, prompt and answer together; the prompt has at least 8193 (estimated: 8193)."
+        " mixtral-8x7b would take it."
     )
     run, of = course(tmp_path, case, gateway_longer_models={HERMES: [OPENCHAT, MIXTRAL]})
     fail(run, HERMES, 400, LENGTH.format(9000))
