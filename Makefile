@@ -36,8 +36,9 @@ plan: setup ## plan the production inventory for given host facts (FACTS=FILE), 
 model: setup ## derive a catalogue entry from a folder of weights (FOLDER=/path NAME=name PORT=11410)
 	@PYTHONPATH=src $(VENV)/bin/python -m citadel_plan "$(FOLDER)" --name "$(NAME)" --port "$(PORT)"
 
-benchmark: setup ## how long planning takes, by number of models and hosts
+benchmark: setup ## how long planning takes, by number of models and hosts, and choosing a model, by size of the prompt
 	@$(VENV)/bin/python benchmarks/plan_speed.py
+	@$(VENV)/bin/python benchmarks/routing_speed.py
 
 verify: setup ## the longer proofs, on the host of a running demo, and the limits on a virtual machine with cgroup v2
 	@tests/verify

@@ -33,6 +33,7 @@ from citadel_plan import (
     plan,
     plan_page,
     plan_table,
+    routing_rule_problems,
     status_problems,
     status_table,
     variable_name_problems,
@@ -169,6 +170,11 @@ def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
     return list_metrics_targets(_plain(plans))
 
 
+def citadel_routing_rule_problems(rules: object, *, models: object) -> list[str]:
+    """Say what is wrong with the gateway's rules; see citadel_routing_rule_problems.yml."""
+    return routing_rule_problems(_plain(rules), models=_plain(models))
+
+
 def citadel_state_targets(plans: object, *, host: str) -> list[dict[str, Any]]:
     """List where Prometheus finds the states of the models on ``host``; see citadel_state_targets.yml."""
     return list_state_targets(_plain(plans), host=_plain(host))
@@ -205,6 +211,7 @@ class FilterModule:
             "citadel_plan_diff_sentences": citadel_plan_diff_sentences,
             "citadel_plan_page": citadel_plan_page,
             "citadel_plan_table": citadel_plan_table,
+            "citadel_routing_rule_problems": citadel_routing_rule_problems,
             "citadel_state_targets": citadel_state_targets,
             "citadel_status_problems": citadel_status_problems,
             "citadel_status_table": citadel_status_table,

@@ -15,6 +15,7 @@ from .problems import PlanError
 from .report import plan_table
 from .report_html import plan_page
 from .result import Plan
+from .routing_rules import routing_rule_problems
 from .status import status_problems, status_table
 from .targets import list_metrics_targets, list_state_targets
 from .upstreams import list_upstreams
@@ -36,6 +37,7 @@ __all__ = [
     "plan",
     "plan_page",
     "plan_table",
+    "routing_rule_problems",
     "status_problems",
     "status_table",
     "variable_name_problems",

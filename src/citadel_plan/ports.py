@@ -24,6 +24,7 @@ STATE_OFFSET: Final = 10_000
 UPSTREAM_OFFSET: Final = 20_000
 
 EDGE_STATS_PORT: Final = 8405
+EDGE_STATE_PORT: Final = 8406
 NODE_EXPORTER_PORT: Final = 9100
 
 OWN_UNITS: Final = frozenset({"haproxy.service", "prometheus.service", "prometheus-node-exporter.service"})
@@ -54,6 +55,7 @@ class Kind(StrEnum):
     GATEWAY = "the gateway"
     PROMETHEUS = "Prometheus"
     EDGE_STATS = "the edge's own metrics"
+    EDGE_STATE = "the edge's state of the models"
     NODE_EXPORTER = "the node exporter"
 
 
@@ -150,6 +152,7 @@ def _platform_listeners(settings: Settings) -> list[Derived]:
             for side in Side
         ),
         Derived(side=Side.LOOPBACK, port=EDGE_STATS_PORT, kind=Kind.EDGE_STATS),
+        Derived(side=Side.LOOPBACK, port=EDGE_STATE_PORT, kind=Kind.EDGE_STATE),
         Derived(side=Side.LOOPBACK, port=NODE_EXPORTER_PORT, kind=Kind.NODE_EXPORTER),
     ]
 

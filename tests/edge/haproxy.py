@@ -149,6 +149,7 @@ class Edge:
     gateway_port: int
     prometheus_port: int
     exporter_port: int
+    state_port: int
     api_ports: dict[str, int]
     metrics_ports: dict[str, int]
     upstream_ports: dict[str, int]
@@ -182,6 +183,7 @@ class Edge:
             "edge_gateway_port": self.gateway_port,
             "edge_prometheus_port": self.prometheus_port,
             "edge_exporter_port": self.exporter_port,
+            "edge_state_port": self.state_port,
             "edge_check_interval_milliseconds": 200,
             "edge_check_fast_interval_milliseconds": 100,
             "edge_check_timeout_milliseconds": 1000,
@@ -247,8 +249,8 @@ class Edge:
 
 def make_edge(directory: Path, **options: Any) -> Edge:  # noqa: ANN401  # role variables are of any type
     """Prepare an edge with four models, a gateway and a Prometheus, none of them started yet; `options` are role variables."""
-    numbers = iter(free_ports(20))
-    gateway, prometheus, exporter = (next(numbers) for _ in range(3))
+    numbers = iter(free_ports(21))
+    gateway, prometheus, exporter, state = (next(numbers) for _ in range(4))
     api_ports = {name: next(numbers) for name in MODELS}
     # As on the real host: the metrics of each model on the API port of the next one, the last on a port without an API.
     metrics_ports = dict(zip(MODELS, [*list(api_ports.values())[1:], next(numbers)], strict=True))
@@ -257,6 +259,7 @@ def make_edge(directory: Path, **options: Any) -> Edge:  # noqa: ANN401  # role 
         gateway_port=gateway,
         prometheus_port=prometheus,
         exporter_port=exporter,
+        state_port=state,
         api_ports=api_ports,
         metrics_ports=metrics_ports,
         upstream_ports={name: next(numbers) for name in MODELS},

@@ -131,6 +131,31 @@ def test_no_more_than_the_models_places_are_taken_and_a_look_needs_none(edge: Ed
         assert [answer.result(10).status for answer in answers] == [200] * 5
 
 
+def state(edge: Edge) -> dict[str, object]:
+    """Ask how the model is, as the gateway asks."""
+    answer = ask(edge.state_port, "/state", source=LOOPBACK, address=LOOPBACK)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert list(answer.json["models"]) == list(MODELS)
+    return dict(answer.json["models"][MODEL])
+
+
+def test_one_query_says_how_every_model_is(edge: Edge) -> None:
+    idle = {"breaker": "closed", "running": 0, "queued": 0, "places": 2}
+    assert state(edge) == idle
+    backend = edge.models[MODEL]
+    backend.generation_gate.clear()
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(upstream, edge) for _ in range(5)]
+        until(lambda: state(edge) == idle | {"running": 2, "queued": 3}, seconds=5, what="the state says who works and who waits")
+        backend.generation_gate.set()
+        assert [answer.result(10).status for answer in answers] == [200] * 5
+    until(lambda: state(edge) == idle, seconds=5, what="the state says that nobody waits")
+    backend.health_status = 503
+    until(lambda: state(edge)["breaker"] == "open", seconds=5, what="the breaker opens")
+    assert ask(edge.state_port, "/", source=LOOPBACK, address=LOOPBACK).status == 404
+    assert 'frontend":"state' not in edge.log(), "a look each second is not worth a line"
+
+
 def queued(edge: Edge) -> int:
     """Count the requests that wait for a place in the model."""
     metrics = ask(edge.exporter_port, "/metrics", source=LOOPBACK, address=LOOPBACK).body.decode()

@@ -66,7 +66,7 @@ def test_the_edge_listens_on_every_port_of_the_plan_and_the_services_addresses_s
     outside = sorted(int(port) for address, port in bound if address == "192.168.10.29")
     inside = sorted(int(port) for address, port in bound if address == "127.0.0.1")
     assert outside == [8000, 9090, 11400, 11401, 11402]
-    assert inside == [8405, 31400, 31401]
+    assert inside == [8405, 8406, 31400, 31401]
     assert len(bound) == len(outside) + len(inside)
 
 
@@ -126,8 +126,9 @@ REFUSED = {
     ),
     "a port taken twice": (
         {"edge_exporter_port": 11400},
-        "The ports 8000, 9090, 11400, 11400, 11401, 31400, 31401 on 127.0.0.1 hold one twice",
+        "The ports 8000, 8406, 9090, 11400, 11400, 11401, 31400, 31401 on 127.0.0.1 hold one twice",
     ),
+    "a port of two looks": ({"edge_state_port": 8405}, "The ports 8000, 8405, 8405, 9090, 11400, 11401, 31400, 31401 on 127.0.0.1 hold"),
     "a network that is none": ({"edge_trusted_networks": ["the-office"]}, 'edge_trusted_networks is ["the-office"]'),
 }
 

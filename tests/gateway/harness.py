@@ -166,12 +166,13 @@ class Gateway:
         config = self.folder / "config"
         for folder in (config, self.folder / "cache", self.folder / "run", self.log_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
+        models = dict.fromkeys(place["model"] for place in self.upstreams)
         variables: dict[str, Any] = (
             role_variables()
             | {
                 "gateway_plan": plan(self.port, self.workers),
                 "gateway_upstreams": list(self.upstreams),
-                "gateway_default_model": "hermes-2",
+                "gateway_routing_rules": [{"name": "otherwise", "models": sorted(models, key=lambda name: name != "hermes-2")}],
                 "gateway_runtime_path": str(litellm_environment()),
                 "gateway_config_directory": str(config),
                 "gateway_cache_directory": str(self.folder / "cache"),

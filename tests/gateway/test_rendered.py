@@ -21,7 +21,7 @@ def rendered(template: str, **plan_changes: object) -> str:
         "gateway_plan": plan(port=8000, workers=3) | {"cpu_set": "18-21", "cpu_quota_percent": 400} | plan_changes,
         "gateway_runtime_path": "/opt/citadel/runtime/litellm/1.106.2",
         "gateway_upstreams": [],
-        "gateway_default_model": "hermes-2",
+        "gateway_routing_rules": [{"name": "otherwise", "models": ["hermes-2"]}],
     }
     return render(ROLE / "templates" / f"{template}.j2", variables)
 

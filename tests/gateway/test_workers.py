@@ -47,6 +47,7 @@ def test_workers_count_together_and_drain_together(gateway: Gateway, backend: Ba
     eventually(requests, 120)
     # Whoever answers, the page is everybody's.
     assert {requests() for _ in range(10)} == {120}
+    assert total(gateway.get("/metrics/").text, "citadel_gateway_decisions_total", rule="otherwise", model="hermes-2") == 120
     workers = set(re.findall(r"Started server process \[(\d+)\]", gateway.log()))
     counted_by = {worker for worker in workers if list((gateway.folder / "run" / "metrics").glob(f"*_{worker}.db"))}
     assert len(workers) == 2

@@ -101,7 +101,7 @@ def test_a_weak_one_is_refused_before_anything_changes(tmp_path: Path) -> None:
     )
     good = {
         "gateway_plan": plan(8000, 1),
-        "gateway_default_model": "x",
+        "gateway_routing_rules": [{"name": "otherwise", "models": ["x"]}],
         "gateway_upstreams": [upstream | {"api_base": "http://192.168.10.30:11401/v1"}],
         "gateway_master_key": GIVEN,
     }

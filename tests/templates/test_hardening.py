@@ -73,7 +73,7 @@ def write_gateway(root: Path, plan: dict[str, Any]) -> str:
         "gateway_plan": plan["gateway"],
         "gateway_upstreams": list_upstreams({HOST: {"plan": plan, "address": ADDRESS}}, host=HOST),
         "gateway_runtime_path": "/runtime",
-        "gateway_default_model": "hermes-2",
+        "gateway_routing_rules": [{"name": "otherwise", "models": ["hermes-2"]}],
     }
     for name in ("10-exec.conf", "20-resources.conf"):
         (folder / name).write_text(rendered("gateway", f"{name}.j2", values))

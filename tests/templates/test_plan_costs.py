@@ -74,7 +74,7 @@ def test_a_model_restarts_for_what_it_reads_at_its_start(plans: dict[str, Plan])
 
 
 def test_the_gateway_restarts_for_what_it_reads_at_its_start(plans: dict[str, Plan]) -> None:
-    common = {"gateway_runtime_path": "/runtime", "gateway_upstreams": [], "gateway_default_model": "hermes-2"}
+    common = {"gateway_runtime_path": "/runtime", "gateway_upstreams": [], "gateway_routing_rules": []}
 
     def made(*templates: str) -> Any:  # noqa: ANN401 - a function of an entry
         return lambda gateway: files("gateway", list(templates), gateway_plan=gateway, **common)
@@ -92,7 +92,11 @@ def test_the_gateway_restarts_for_its_list_of_models(plans: dict[str, Plan]) -> 
         changed = {**plan, "services": [service, *plan["services"][1:]]}
         upstreams = list_upstreams({HOST: {"plan": changed, "address": "192.168.10.29"}}, host=HOST)
         return files(
-            "gateway", ["config.yaml"], gateway_plan=plan["gateway"], gateway_upstreams=upstreams, gateway_default_model="hermes-2"
+            "gateway",
+            ["config.yaml", "routing.json"],
+            gateway_plan=plan["gateway"],
+            gateway_upstreams=upstreams,
+            gateway_routing_rules=[],
         )
 
     changing = keys_that_change(plan["services"][0], made)

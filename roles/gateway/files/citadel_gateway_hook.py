@@ -1,75 +1,163 @@
 """The hook that the unmodified LiteLLM proxy loads from the folder of its config.yaml.
 
-It does four things, each of which LiteLLM has no setting for:
+It does what LiteLLM has no setting for:
 
-* a request that names no model gets one (`completion_model` would override the models that others do name);
-* a request that the model it names has refused as faulty is not handed to another model: LiteLLM falls back on every error, a 400
-  included;
-* whoever comes without the right key gets a 401: without a database LiteLLM refuses a wrong key with "400 No connected db.", and
-  falls over one that is missing. It gets it after a moment, because the edge repeats what was refused while a key is being rotated, and
-  may do so only so often;
-* what a model server answers, or a client writes, does not reach the log, because it can be a prompt.
+* it carries the decisions of `citadel_routing` into a request: the model where none is named, and who is asked when that one cannot
+  answer. A request that its model has refused as faulty is handed to nobody (LiteLLM falls back on every error, a 400 included), one
+  that is too long only to a longer model;
+* it asks the edge once a second, never in a request's way, how the models are;
+* it names the model and the rule in the response's headers, and counts the decisions;
+* it says what went wrong in OpenAI's shape: 400 for a prompt that is too long, 404 for a model that a key may not use, 503 with
+  Retry-After where nobody can answer, and 401 for a wrong key (without a database LiteLLM says "400 No connected db."). The 401 comes
+  after a moment, because the edge repeats what was refused while a key is being rotated, and may do so only so often;
+* it keeps what a model server answers, or a client writes, out of the log, because it can be a prompt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from citadel_routing import Rules, is_verdict_on_request, leaves_choice_open, load_rules, without_quotations
+import httpx
 from fastapi import HTTPException, status
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.proxy._types import ProxyException
+from prometheus_client import Counter
+
+from citadel_answers import Refusal, malformed_refusal, note_failure, refusal_after, refusal_before, without_quotations
+from citadel_request import malformed_field, read_demand
+from citadel_routing import (
+    Course,
+    Decision,
+    NoSuchModel,
+    Rules,
+    State,
+    decide,
+    leaves_choice_open,
+    load_rules,
+    no_such_model,
+    permitted_models,
+    read_state,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-_GENERATING_CALLS: Final = frozenset({"completion", "acompletion", "text_completion", "atext_completion"})
+_CHAT_CALLS: Final = frozenset({"completion", "acompletion"})
+_TEXT_CALLS: Final = frozenset({"text_completion", "atext_completion"})
+
+# The edge says with it which models a key may use, and lets no client send it.
+_MODELS_HEADER: Final = "x-citadel-models"
 
 # LiteLLM keeps one metadata dictionary per request through every attempt; which of the two names it has depends on the route.
 _METADATA_NAMES: Final = ("metadata", "litellm_metadata")
-_CHOSEN_HERE: Final = "citadel_chosen_by_gateway"
-_REFUSED_BY: Final = "citadel_refused_by"
+_COURSE: Final = "citadel_course"
 
-_REFUSAL: Final = "has refused the request itself"
+# With these a client could have its request sent past the decision.
+_CLIENT_SWITCHES: Final = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "disable_fallbacks", "max_fallbacks")
+
+_NOT_ASKED: Final = "is not asked for this request"
 
 _WRONG_KEY_SECONDS: Final = 0.5
 
+_STATE_INTERVAL_SECONDS: Final = 1.0
+_STATE_TIMEOUT_SECONDS: Final = 2.0
+_STATE_STALE_SECONDS: Final = 5.0
+
 _LITELLM_LOGGERS: Final = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
+
+# The values of both labels come from the configuration: nothing that a client sends can make a series of its own.
+_DECISIONS: Final = Counter(
+    "citadel_gateway_decisions", "Requests by the rule that chose a model for them, and the model.", ["rule", "model"]
+)
 
 
 class RequestRefused(Exception):
-    """Ends a fallback; LiteLLM then answers the client with the error of the model that refused."""
+    """Passes a model over; LiteLLM goes on to the next one, or answers the client with the error of the first."""
+
+
+class RefusalError(ProxyException, HTTPException):  # type: ignore[misc]  # LiteLLM is typed, but not where this file is checked
+    """A `Refusal` as LiteLLM takes it: from a hook after a failure only as HTTPException, and unchanged only as ProxyException."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        headers = {} if refusal.retry_after_seconds is None else {"Retry-After": str(refusal.retry_after_seconds)}
+        ProxyException.__init__(self, message=refusal.message, type=refusal.kind, param=refusal.param, code=refusal.status, headers=headers)
+        # ProxyException has called HTTPException with the message for a status.
+        self.status_code, self.detail = refusal.status, refusal.message
+        self._document = {"message": refusal.message, "type": refusal.kind, "param": refusal.param, "code": refusal.code}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the error as the client gets it; ProxyException's own has the status for a code."""
+        return dict(self._document)
+
+
+class EdgeWatch:
+    """Knows how the models are, from one small request a second to the edge."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._state: dict[str, State] = {}
+        self._seen = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def state(self) -> Mapping[str, State]:
+        """Give the state of each model; of nobody anything while the edge has not answered for a while. Needs a running loop."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._watch())
+        return self._state if time.monotonic() - self._seen < _STATE_STALE_SECONDS else {}
+
+    async def _watch(self) -> None:
+        async with httpx.AsyncClient(timeout=_STATE_TIMEOUT_SECONDS, trust_env=False) as client:
+            while True:
+                try:
+                    self._state = read_state((await client.get(self._url)).json())
+                    self._seen = time.monotonic()
+                except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
+                    # An edge that reloads, or an answer that makes no sense: what is known grows old, and then counts no longer.
+                    pass
+                await asyncio.sleep(_STATE_INTERVAL_SECONDS)
 
 
 class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but not where this file is checked
-    """One instance per LiteLLM worker; holds nothing but the rules."""
+    """One instance per LiteLLM worker."""
 
     def __init__(self, rules: Rules) -> None:
         super().__init__()
         self._rules = rules
+        self._edge = EdgeWatch(rules.edge_state_url)
 
     async def async_pre_call_hook(self, user_api_key_dict: object, cache: object, data: dict[str, Any], call_type: str) -> dict[str, Any]:
-        """Name the model where the client has not, before LiteLLM routes the request."""
-        if call_type in _GENERATING_CALLS and leaves_choice_open(data.get("model")):
-            data["model"] = self._rules.default_model
-            for metadata in _metadata(data):
-                metadata[_CHOSEN_HERE] = True
+        """Decide who answers, before LiteLLM routes the request."""
+        named = data.get("model")
+        automatic = leaves_choice_open(named)
+        headers = (data.get("proxy_server_request") or {}).get("headers") or {}
+        permitted = permitted_models(next((value for name, value in headers.items() if name.lower() == _MODELS_HEADER), None))
+        if call_type not in _CHAT_CALLS | _TEXT_CALLS or not (automatic or isinstance(named, str)):
+            if isinstance(named, str) and (unknown := no_such_model(self._rules, named, permitted)):
+                raise RefusalError(refusal_before(unknown, self._rules))
+            return data
+        chat = call_type in _CHAT_CALLS
+        if malformed := malformed_field(data, chat=chat):
+            raise RefusalError(malformed_refusal(malformed))
+        demand = read_demand(data, chat=chat, longest_token_characters=self._rules.longest_token_characters)
+        decision = decide(self._rules, demand, named=None if automatic else named, state=self._edge.state(), permitted=permitted)
+        if not isinstance(decision, NoSuchModel):
+            _DECISIONS.labels(decision.route, decision.model).inc()
+        if not isinstance(decision, Decision):
+            raise RefusalError(refusal_before(decision, self._rules))
+        data["model"] = decision.model
+        for switch in _CLIENT_SWITCHES:
+            data.pop(switch, None)
+        data["fallbacks"] = decision.others
+        course = Course(decision=decision, demand=demand, permitted=permitted)
+        for metadata in _metadata(data):
+            metadata[_COURSE] = course
+        if decision.model != named:
             _ask_for_stream_usage(data)
         return data
-
-    async def async_post_call_failure_deployment_hook(
-        self, request_data: Mapping[str, Any], exception: Exception, call_type: object, fallback_depth: int | None = None
-    ) -> None:
-        """Remember that the named model refused the request; LiteLLM calls this after each failed attempt, before it looks for a fallback.
-
-        Where the gateway chose, the next model is asked: it may hold the longer prompt.
-        """
-        if is_verdict_on_request(getattr(exception, "status_code", None)):
-            for metadata in _metadata(request_data):
-                if _CHOSEN_HERE not in metadata:
-                    metadata[_REFUSED_BY] = request_data.get("model")
 
     async def async_filter_deployments(
         self,
@@ -79,16 +167,33 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
         request_kwargs: Mapping[str, Any] | None = None,
         parent_otel_span: object = None,
     ) -> list[Any]:
-        """Let a refused request go no further: this runs for every model about to be tried."""
-        for metadata in _metadata(request_kwargs or {}):
-            if _REFUSED_BY in metadata:
-                raise RequestRefused(f"{metadata[_REFUSED_BY]} {_REFUSAL}; {model} is not asked.")
+        """Let only those be asked who may be: this runs for every model about to be tried."""
+        course = _course(request_kwargs or {})
+        if course is not None:
+            if not course.may_ask(self._rules, model):
+                raise RequestRefused(f"{model} {_NOT_ASKED}.")
+            course.asked.append(model)
         return healthy_deployments
+
+    async def async_post_call_failure_deployment_hook(
+        self, request_data: Mapping[str, Any], exception: Exception, call_type: object, fallback_depth: int | None = None
+    ) -> None:
+        """Remember why a model has not answered; LiteLLM calls this after each failed attempt, before it looks for a fallback."""
+        course = _course(request_data)
+        if course is not None:
+            _note(course, exception)
 
     async def async_post_call_failure_hook(
         self, request_data: dict[str, Any], original_exception: Exception, user_api_key_dict: object, traceback_str: str | None = None
     ) -> HTTPException | None:
-        """Put a refusal in the right words. LiteLLM has decided: whom it lets in has a role here."""
+        """Put a failure in the right words."""
+        if isinstance(original_exception, RefusalError):
+            return None
+        course = _course(request_data)
+        if course is not None:
+            refusal = refusal_after(course, self._rules)
+            return RefusalError(refusal) if refusal is not None else None
+        # LiteLLM has decided about the key: whom it lets in has a role here.
         came_in = getattr(user_api_key_dict, "user_role", None) is not None
         has_status = hasattr(original_exception, "code") or hasattr(original_exception, "status_code")
         if came_in or (has_status and getattr(original_exception, "type", None) != "no_db_connection"):
@@ -96,18 +201,33 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
         await asyncio.sleep(_WRONG_KEY_SECONDS)
         return HTTPException(status.HTTP_401_UNAUTHORIZED, detail="A valid API key is needed: Authorization: Bearer KEY.")
 
+    async def async_post_call_response_headers_hook(
+        self, data: dict[str, Any], user_api_key_dict: object, response: object, request_headers: dict[str, str] | None = None
+    ) -> dict[str, str] | None:
+        """Say which model answers and why."""
+        course = _course(data)
+        if course is None:
+            return None
+        answered = {"x-citadel-model": course.asked[-1]} if response is not None and course.asked else {}
+        return {"x-citadel-route": course.route, **answered}
+
+    async def async_filter_listed_models(self, user_api_key_dict: object, model_names: Sequence[str]) -> Sequence[str]:
+        """List what the key may use: config.yaml makes LiteLLM take the edge's header for the customer."""
+        permitted = permitted_models(getattr(user_api_key_dict, "end_user_id", None))
+        return [name for name in model_names if permitted is None or name in permitted]
+
 
 class QuotationFilter(logging.Filter):
     """Cuts what a model server answered or a client wrote out of a log record.
 
     An exception that carries an HTTP status is an answer and not a fault in the program: its traceback repeats the answer and says
-    nothing else, in 5 kB that anybody could have written by sending nonsense. The router's report of a fallback that the hook ended
+    nothing else, in 5 kB that anybody could have written by sending nonsense. The router's report of a model that the hook passed over
     is dropped: the proxy reports the refusal itself.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        if _REFUSAL in message:
+        if _NOT_ASKED in message:
             return False
         record.msg, record.args = without_quotations(message), None
         if record.exc_info and hasattr(record.exc_info[1], "status_code"):
@@ -122,6 +242,26 @@ def _is_no_leftover_client(record: logging.LogRecord) -> bool:
 def _metadata(request: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = (request.get(name) for name in _METADATA_NAMES)
     return [metadata for metadata in found if isinstance(metadata, dict)]
+
+
+def _course(request: Mapping[str, Any]) -> Course | None:
+    found = (metadata.get(_COURSE) for metadata in _metadata(request))
+    return next((course for course in found if isinstance(course, Course)), None)
+
+
+def _note(course: Course, exception: Exception) -> None:
+    """Take what matters out of an exception of LiteLLM's. A model that the hook itself passed over has not failed."""
+    if isinstance(exception, RequestRefused) or not course.asked:
+        return
+    response = getattr(exception, "response", None)
+    headers = getattr(response, "headers", None) or getattr(exception, "litellm_response_headers", None) or {}
+    note_failure(
+        course,
+        model=course.asked[-1],
+        status=getattr(exception, "status_code", None),
+        message=str(exception),
+        retry_after=headers.get("retry-after"),
+    )
 
 
 def _ask_for_stream_usage(data: dict[str, Any]) -> None:

@@ -95,6 +95,13 @@ def test_ports_of_a_service_follow_its_api_port() -> None:
             ],
         ),
         (
+            port_override("phi-3-mini", 8406),
+            [
+                "Port 8406 on 127.0.0.1 is wanted by the API of phi-3-mini and by the edge's state of the models: change"
+                " citadel_model_overrides.phi-3-mini.request.port."
+            ],
+        ),
+        (
             port_override("phi-3-mini", 9099),  # its metrics are on 9100, but on the server's address, where no node exporter is
             [],
         ),
