@@ -93,9 +93,6 @@ def write_configuration(directory: Path, variables: Mapping[str, Any]) -> Path:
     for name in ("api", "metrics"):
         entry = {"name": f"{name}-ports.map", "ports": values[f"edge_{name}_ports"]}
         (directory / entry["name"]).write_text(render(TEMPLATES / "ports.map.j2", values | {"__edge_map": entry}), encoding="utf-8")
-    for error in ROLE["__edge_errors"]:
-        text = render(TEMPLATES / "error.http.j2", values | {"__edge_error": error})
-        (directory / f"{error['status']}.http").write_text(text, encoding="utf-8", newline="")
     for limit in ROLE["__edge_limits"]:
         text = render(TEMPLATES / "clients.map.j2", values | {"__edge_limit": limit})
         (directory / f"client-{limit.replace('_', '-')}.map").write_text(text, encoding="utf-8")

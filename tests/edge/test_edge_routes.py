@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edge.backends import PARTS
-from edge.haproxy import KEY, LOOPBACK, MODELS, MONITOR, SERVER, STRANGER, TRUSTED, Edge, ask, until
+from edge.haproxy import KEY, LOOPBACK, MODELS, MONITOR, SERVER, STRANGER, TRUSTED, Answer, Edge, ask, bearer, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "a prompt of nobody's business"}]}).encode()
 JSON = {"Content-Type": "application/json"}
@@ -162,16 +163,117 @@ TRICKS = [
 ]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("target", TRICKS)
-def test_only_the_exact_paths_exist(edge: Edge, target: str, method: str) -> None:
-    services = (edge.gateway, edge.models[MODELS[1]])
+# Where somebody comes from, what key is brought, and what they get of what does not exist.
+CALLERS = {
+    "trusted": (TRUSTED, {}, (404, "unknown_url")),
+    "trusted, with a key": (TRUSTED, bearer("web-shop"), (404, "unknown_url")),
+    "trusted, with a wrong key": (TRUSTED, {"Authorization": "Bearer wrong"}, (401, "invalid_api_key")),
+    "stranger": (STRANGER, {}, (401, "invalid_api_key")),
+    "stranger, with a key": (STRANGER, bearer("web-shop"), (404, "unknown_url")),
+    "stranger, with a wrong key": (STRANGER, {"Authorization": "Bearer wrong"}, (401, "invalid_api_key")),
+    "stranger, with the gateway's key": (STRANGER, {"Authorization": f"Bearer {KEY}"}, (401, "invalid_api_key")),
+}
+
+
+@pytest.fixture
+def nothing_reaches_a_service(edge: Edge) -> Iterator[None]:
+    """See that what a test sends arrives nowhere but at the edge."""
+    services = (edge.gateway, *edge.models.values(), edge.prometheus)
     before = [len(service.received) for service in services]
-    for port in (edge.gateway_port, edge.api_ports[MODELS[1]]):
-        answer = ask(port, target, method=method)
-        assert (answer.status, answer.error["code"]) == (404, "unknown_url")
+    yield
     reached = [request.target for service, count in zip(services, before, strict=True) for request in service.received[count:]]
     assert set(reached) <= {"/state", "/health/liveliness"}, "only the edge's own checks arrived meanwhile"
+
+
+@pytest.mark.usefixtures("nothing_reaches_a_service")
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("target", TRICKS)
+def test_only_the_exact_paths_exist(edge: Edge, target: str, caller: str) -> None:
+    source, headers, expected = CALLERS[caller]
+    for port in (edge.gateway_port, edge.api_ports[MODELS[1]]):
+        for method in ("GET", "POST"):
+            answer = ask(port, target, method=method, source=source, headers=headers)
+            assert (answer.status, answer.error["code"]) == expected
+
+
+def exchange(edge: Edge, request: bytes, source: str) -> list[int]:
+    """Send bytes that no client library would; the status of each answer until the edge closes the connection."""
+    with socket.create_connection((SERVER, edge.gateway_port), timeout=15, source_address=(source, 0)) as connection:
+        connection.sendall(request)
+        # The edge may have answered and closed the connection before it has read all.
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                answer += part
+    return [int(line.split()[1]) for line in answer.splitlines() if line.startswith(b"HTTP/1.")]
+
+
+# {auth} stands for the header with the key; what follows an empty line is another request, where the edge takes it for one.
+SMUGGLED = {
+    "HTTP/1.0": "GET /key/info HTTP/1.0\r\n{auth}\r\n",
+    "HTTP/0.9": "GET /v1/models\r\n",
+    "another version": "GET /key/info HTTP/3.7\r\nHost: x\r\n{auth}\r\n",
+    "absolute form": "GET http://127.0.0.1:8000/key/info HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\n\r\n",
+    "absolute form with dots": "GET http://x/v1/models/../../key/info HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\n\r\n",
+    "authority form": "CONNECT 127.0.0.1:8000 HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n{auth}Connection: close\r\n\r\n",
+    "asterisk form": "OPTIONS * HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\n\r\n",
+    "a path in a header": "GET /key/info HTTP/1.1\r\nHost: x\r\n{auth}X-Original-URL: /v1/models\r\nX-Rewrite-URL: /v1/models\r\nConnection: close\r\n\r\n",
+    "a method in a header": "DELETE /v1/models HTTP/1.1\r\nHost: x\r\n{auth}X-HTTP-Method-Override: GET\r\nConnection: close\r\n\r\n",
+    "two lengths": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: 4\r\nContent-Length: 40\r\n\r\n{{}}  GET /key/info HTTP/1.1\r\n\r\n",
+    "a length below zero": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: -1\r\n\r\n",
+    "a length with a sign": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: +2\r\n\r\n{{}}",
+    "length and chunks": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: 44\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /key/info HTTP/1.1\r\nHost: x\r\n\r\n",
+    "chunks twice": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n",
+    "chunks misspelt": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "a blank before the colon": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    "a line begun with a blank": "POST /v1/completions HTTP/1.1\r\n{auth} Transfer-Encoding: chunked\r\nHost: x\r\n\r\n0\r\n\r\n",
+    "chunks without a number": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding: chunked\r\n\r\nz\r\n\r\n",
+    "a zero byte": "GET /v1/models\0 HTTP/1.1\r\nHost: x\r\n{auth}\r\n",
+    "a tab": "GET\t/key/info HTTP/1.1\r\nHost: x\r\n{auth}\r\n",
+    "a slash that is too long": "GET /v1/models\xc0\xaf HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\n\r\n",
+    "an upgrade": "GET /key/info HTTP/1.1\r\nHost: x\r\n{auth}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n",
+    "two hosts": "GET /v1/models HTTP/1.1\r\nHost: x\r\nHost: 127.0.0.1:8000\r\n{auth}Connection: close\r\n\r\n",
+    "too many headers": "GET /v1/models HTTP/1.1\r\nHost: x\r\n{auth}" + "X-Other: x\r\n" * 110 + "\r\n",
+    "too long a header": "GET /v1/models HTTP/1.1\r\nHost: x\r\n{auth}X-Other: " + "x" * 20000 + "\r\n\r\n",
+    "too long a path": "GET /" + "x" * 20000 + " HTTP/1.1\r\nHost: x\r\n{auth}\r\n",
+    "nonsense": "\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+}
+
+
+@pytest.mark.usefixtures("nothing_reaches_a_service")
+@pytest.mark.parametrize("trick", SMUGGLED)
+def test_nothing_is_smuggled_past_the_rules(edge: Edge, trick: str) -> None:
+    for source, headers, _ in CALLERS.values():
+        auth = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        statuses = exchange(edge, SMUGGLED[trick].format(auth=auth).encode("latin-1"), source)
+        assert statuses, "an answer in any case"
+        assert set(statuses) <= {400, 401, 403, 404, 411, 501}
+
+
+# --- bodies ---
+
+
+@pytest.mark.parametrize("port_of", [lambda edge: edge.gateway_port, lambda edge: edge.api_ports[MODELS[1]]], ids=["gateway", "model"])
+def test_a_body_that_is_too_long_is_refused_before_it_is_sent_on(edge: Edge, port_of: Callable[[Edge], int]) -> None:
+    most = 8_388_608
+    assert ask(port_of(edge), "/v1/completions", method="POST", body=b"x" * most).status == 200
+    before = len(edge.gateway.generations())
+    answer = ask(port_of(edge), "/v1/completions", method="POST", headers={"Content-Length": str(most + 1)}, body=b"x" * 20_000)
+    assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+    assert str(most) in answer.error["message"]
+    assert len(edge.gateway.generations()) == before
+
+
+@pytest.mark.parametrize("length", [10, 30_000])
+def test_a_body_of_a_length_that_nobody_knows_is_refused(edge: Edge, length: int) -> None:
+    connection = http.client.HTTPConnection(SERVER, edge.gateway_port, source_address=(TRUSTED, 0), timeout=10)
+    connection.request("POST", "/v1/completions", body=iter([b"x" * length]), encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
+    response = connection.getresponse()
+    assert response.status == 411
+    assert json.loads(response.read())["error"]["code"] == "length_required"
+    connection.close()
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
@@ -230,7 +332,8 @@ STRIPPED = {name.lower() for name in KEYS} - {"authorization", "x-forwarded-for"
 
 
 def test_only_the_edges_key_reaches_the_gateway(edge: Edge) -> None:
-    headers = ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT, headers=KEYS | {"X-Request-Id": "kept"}).json["headers"]
+    sent = KEYS | bearer("web-shop") | {"X-Request-Id": "kept"}
+    headers = ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT, headers=sent).json["headers"]
     assert headers["authorization"] == [f"Bearer {KEY}"]
     assert headers["x-forwarded-for"] == [TRUSTED]
     assert headers["x-request-id"] == ["kept"]
@@ -243,8 +346,44 @@ def test_only_the_edges_key_reaches_the_gateway(edge: Edge) -> None:
 )
 def test_no_key_reaches_anything_else(edge: Edge, port_of: Callable[[Edge], int]) -> None:
     path = "/v1/completions" if port_of(edge) != edge.prometheus_port else "/api/v1/query"
-    headers = ask(port_of(edge), path, method="POST", body=CHAT, headers=KEYS).json["headers"]
+    headers = ask(port_of(edge), path, method="POST", body=CHAT, headers=KEYS | bearer("web-shop")).json["headers"]
     assert (STRIPPED | {"authorization"}).isdisjoint(headers)
+
+
+TOLD = {
+    "server": "uvicorn",
+    "x-litellm-call-id": "7",
+    "x-litellm-model-group": "hermes-2",
+    "x-litellm-model-api-base": "http://127.0.0.1:31400/v1",
+    "x-litellm-response-cost-original": "0.1",
+    "x-litellm-key-spend": "3",
+    "x-litellm-something-new": "x",
+    "llm_provider-server": "uvicorn",
+    "x-citadel-reason": "short",
+    "openai-processing-ms": "12",
+}
+KEPT = {"x-litellm-call-id", "x-litellm-model-group", "x-citadel-reason", "openai-processing-ms"}
+
+
+def test_of_what_services_tell_about_themselves_clients_see_what_is_theirs(edge: Edge) -> None:
+    edge.gateway.tells = TOLD
+    try:
+        answer = ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT)
+    finally:
+        edge.gateway.tells = {}
+    assert {name: value for name, value in answer.headers.items() if name in TOLD} == {name: TOLD[name] for name in KEPT}
+
+
+@pytest.mark.parametrize("source", [TRUSTED, STRANGER])
+def test_every_answer_has_the_headers_that_make_sense_for_an_api(edge: Edge, source: str) -> None:
+    for port, method, path in [*every_request(edge), (edge.gateway_port, "GET", "/nothing")]:
+        headers = ask(port, path, method=method, source=source).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        if port == edge.prometheus_port:
+            assert headers["content-security-policy"] == "frame-ancestors 'none'"
+        else:
+            assert headers["cache-control"] == "no-store"
+        assert {"server", "strict-transport-security"}.isdisjoint(headers)
 
 
 # --- Prometheus ---

@@ -128,16 +128,6 @@ def test_a_key_is_in_force_on_all_hosts_until_it_is_revoked(hosts: Hosts) -> Non
     assert hosts.statuses(key) == [401, 401]
 
 
-def test_a_client_may_have_two_keys_while_it_changes_them(hosts: Hosts) -> None:
-    old, new = hosts.make("app-2"), hosts.make("app-2")
-    assert (hosts.statuses(old), hosts.statuses(new)) == ([200, 200], [200, 200])
-    hosts.run(keys_revoke="app-2", keys_fingerprint=hashlib.sha256(old.encode()).hexdigest()[:8])
-    assert (hosts.statuses(old), hosts.statuses(new)) == ([401, 401], [200, 200])
-    for edge in hosts.edges:
-        edge.reload()
-    assert (hosts.statuses(old), hosts.statuses(new)) == ([401, 401], [200, 200])
-
-
 def test_a_key_in_a_file_is_its_owners_and_can_be_added_again(hosts: Hosts, tmp_path: Path) -> None:
     file = tmp_path / "app-3.key"
     shown = hosts.run(keys_add="app-3", keys_file=str(file))
@@ -147,50 +137,18 @@ def test_a_key_in_a_file_is_its_owners_and_can_be_added_again(hosts: Hosts, tmp_
     assert key not in shown
     assert hosts.statuses(key) == [200, 200]
     assert changed(hosts.run(keys_add="app-3", keys_file=str(file))) == 0
-    shown = hosts.run(keys_add="app-4", keys_file=str(file), rc=2)
-    assert "This key is app-3's: give app-4 one of its own." in " ".join(shown.split())
-    assert key not in shown
+    assert "This key is app-3's" in " ".join(hosts.run(keys_add="app-4", keys_file=str(file), rc=2).split())
+    weak = tmp_path / "weak.key"
+    weak.write_text("sk-weak\n")
+    assert "must hold one line, the key" in " ".join(hosts.run(keys_add="app-4", keys_file=str(weak), rc=2).split())
 
 
-@pytest.mark.parametrize("killed", ["before HAProxy was told", "before the file was written", "on the second host"])
-def test_a_run_that_was_killed_is_mended_by_the_next(hosts: Hosts, tmp_path: Path, killed: str) -> None:
-    """What each leaves behind is made by hand: a file and a HAProxy that do not agree, or two hosts."""
-    file = tmp_path / "app-5.key"
-    hosts.run(keys_add="app-5", keys_file=str(file))
-    key = file.read_text().strip()
-    maps = [edge.directory / "client-keys.map" for edge in hosts.edges]
-    line = f"{hashlib.sha256(key.encode()).hexdigest()} app-5\n"
-    if killed == "before HAProxy was told":  # of a revocation
-        for path in maps:
-            path.write_text(path.read_text().replace(line, ""))
-        assert hosts.statuses(key) == [200, 200]
-        shown = hosts.run()
-        assert hosts.statuses(key) == [401, 401]
-    elif killed == "before the file was written":
-        for path in maps:
-            path.with_name("client-keys.map.unfinished").write_text(line[:20])
-        shown = hosts.run(keys_revoke="app-5")
-        assert hosts.statuses(key) == [401, 401]
-        assert not maps[0].with_name("client-keys.map.unfinished").exists()
-    else:
-        hosts.run("--limit", "host-1", keys_revoke="app-5")
-        assert hosts.statuses(key) == [200, 401]
-        shown = hosts.run(keys_revoke="app-5")
-        assert hosts.statuses(key) == [401, 401]
-    assert changed(shown) > 0
-    assert changed(hosts.run()) == 0
-
-
-def test_check_mode_says_what_would_be_done_and_does_nothing(hosts: Hosts) -> None:
-    key = hosts.make("app-6")
-    before = hosts.contents()
-    shown = hosts.run("--check", keys_revoke="app-6")
-    assert "app-6 lost a key" in shown
-    assert changed(shown) == 2
-    shown = hosts.run("--check", keys_add="app-7")
-    assert changed(shown) == 2
-    assert re.findall(KEY, shown) == []
-    assert (hosts.contents(), hosts.statuses(key)) == (before, [200, 200])
+def test_a_revocation_that_reached_one_host_is_done_on_the_other_by_the_next_run(hosts: Hosts) -> None:
+    key = hosts.make("app-5")
+    hosts.run("--limit", "host-1", keys_revoke="app-5")
+    assert hosts.statuses(key) == [200, 401]
+    assert changed(hosts.run(keys_revoke="app-5")) == 1
+    assert hosts.statuses(key) == [401, 401]
 
 
 def test_limits_come_into_force_with_the_key_and_without_a_reload(hosts: Hosts) -> None:
@@ -200,54 +158,18 @@ def test_limits_come_into_force_with_the_key_and_without_a_reload(hosts: Hosts) 
     edge = hosts.edges[0]
     found = [ask(edge.api_ports[model], "/v1/models", source=STRANGER, headers=headers).status for model in MODELS[:3]]
     assert found == [404, 200, 429]
-    hosts.run(edge_client_limits={})
-    assert ask(edge.api_ports[MODELS[0]], "/v1/models", source=STRANGER, headers=headers).status == 200
-
-
-def test_a_haproxy_that_does_not_run_reads_the_file_when_it_starts(hosts: Hosts, tmp_path: Path) -> None:
-    edge = hosts.edges[1]
-    edge.process.terminate()
-    edge.process.wait(10)
-    file = tmp_path / "app-9.key"
-    hosts.run(keys_add="app-9", keys_file=str(file))
-    maps = edge.directory / "client-keys.map"
-    kept = maps.read_text()
-    edge.start_haproxy()  # which writes the maps of the tests
-    maps.write_text(kept)
-    edge.reload()
-    assert hosts.statuses(file.read_text().strip()) == [200, 200]
+    shown = hosts.run("--check", keys_add="app-9")
+    assert re.findall(KEY, shown) == []
+    assert "app-9" not in "".join(hosts.contents())
+    assert ask(edge.api_ports[MODELS[1]], "/v1/models", source=STRANGER, headers=headers).status == 429
 
 
 @pytest.mark.parametrize(
     "variables",
-    [
-        {"keys_add": "Web Shop"},
-        {"keys_add": "-x"},
-        {"keys_add": "x" * 64},
-        {"keys_add": "a\nb"},
-        {"keys_revoke": "../x"},
-        {"keys_add": "a", "keys_revoke": "b"},
-        {"keys_add": "a", "keys_file": "a.key"},
-        {"keys_file": "/tmp/a.key"},
-        {"keys_fingerprint": "01234567"},
-        {"keys_revoke": "a", "keys_fingerprint": "x"},
-    ],
+    [{"keys_add": "Web Shop"}, {"keys_add": "a", "keys_revoke": "b"}, {"keys_add": "a", "keys_file": "a.key"}],
     ids=str,
 )
 def test_what_makes_no_sense_is_refused(hosts: Hosts, variables: dict[str, str]) -> None:
     before = hosts.contents()
     assert "Nothing was changed." in hosts.run(rc=2, **variables)
     assert hosts.contents() == before
-
-
-def test_a_weak_key_and_a_broken_file_are_refused(hosts: Hosts, tmp_path: Path) -> None:
-    weak = tmp_path / "weak.key"
-    weak.write_text("sk-weak\n")
-    assert "must hold one line, the key" in " ".join(hosts.run(keys_add="app-10", keys_file=str(weak), rc=2).split())
-    maps = hosts.edges[0].directory / "client-keys.map"
-    kept = maps.read_text()
-    try:
-        maps.write_text(f"{kept}nonsense app-1\n")
-        assert "has 1 lines that are no key of a client" in hosts.run(rc=2)
-    finally:
-        maps.write_text(kept)
