@@ -88,6 +88,7 @@ import fcntl
 import os
 import re
 import socket
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -105,8 +106,7 @@ class Failure(Exception):
 def read_map(path):
     """Entries of a map of HAProxy's, the last of each key; None where there is no such file."""
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return None
     return dict(line.split(None, 1) for line in lines if line and not line.startswith("#") and len(line.split(None, 1)) == 2)
@@ -122,13 +122,15 @@ def read_keys(path):
 
 def write_keys(path, keys):
     """Put a whole new file in the old one's place: HAProxy may read it at any moment."""
-    unfinished = f"{path}.unfinished"
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    unfinished.touch(mode=0o640)
+    unfinished.chmod(0o640)
+    with unfinished.open("w", encoding="utf-8") as file:
         file.write(HEADER + "".join(f"{key} {name}\n" for key, name in sorted(keys.items(), key=lambda entry: entry[::-1])))
-        os.fchmod(file.fileno(), 0o640)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    unfinished.replace(path)
 
 
 class HAProxy:
@@ -214,27 +216,26 @@ def change_keys(keys, params):
 
 def run(module):
     params, check_mode = module.params, module.check_mode
-    path = params["keys_file"]
-    directory = os.path.dirname(path)
-    if not os.path.isdir(directory) and not check_mode:
-        raise Failure(f"{directory} is missing: the edge has not been deployed here. Run site.yml first.")
+    path = Path(params["keys_file"])
+    if not path.parent.is_dir() and not check_mode:
+        raise Failure(f"{path.parent} is missing: the edge has not been deployed here. Run site.yml first.")
     with contextlib.ExitStack() as stack:
-        if os.path.isdir(directory):
+        if path.parent.is_dir():
             # One operator at a time.
-            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            lock = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
         before = read_keys(path)
         keys, actions = change_keys(before, params)
-        if not os.path.exists(path):
+        if not path.exists():
             actions.append(f"{path} is made")
-        elif os.stat(path).st_mode & 0o777 != 0o640:
+        elif path.stat().st_mode & 0o777 != 0o640:
             actions.append(f"{path} is kept from others")
         if actions and not check_mode:
             write_keys(path, keys)
         haproxy = HAProxy(params["socket"])
         # In check mode HAProxy is compared with what the file is, so that what a change would do to both is said once.
-        for file, wanted in [(path, before if check_mode else keys), *((file, read_map(file)) for file in params["maps"])]:
+        for file, wanted in [(path, before if check_mode else keys), *((file, read_map(Path(file))) for file in params["maps"])]:
             if wanted is not None and apply_map(haproxy, file, wanted, check_mode) and not actions:
                 actions.append(f"HAProxy is told of {file}")
     usage = haproxy.usage()
@@ -242,12 +243,19 @@ def run(module):
         {"name": name, "fingerprint": key[:FINGERPRINT_DIGITS], "usage": usage.get(name, {})}
         for key, name in sorted(keys.items(), key=lambda entry: entry[::-1])
     ]
-    return {"changed": bool(actions), "actions": actions, "clients": listed, "summary": [*actions, *map(sentence, listed)] or ["no client has a key"]}
+    return {
+        "changed": bool(actions),
+        "actions": actions,
+        "clients": listed,
+        "summary": [*actions, *map(sentence, listed)] or ["no client has a key"],
+    }
 
 
 def sentence(client):
     usage = client["usage"]
-    done = "{requests} requests, {refused} refused, {last_minute} in the last minute, {now} now".format(**usage) if usage else "not seen yet"
+    done = (
+        "{requests} requests, {refused} refused, {last_minute} in the last minute, {now} now".format(**usage) if usage else "not seen yet"
+    )
     return f"{client['name']} ({client['fingerprint']}): {done}"
 
 

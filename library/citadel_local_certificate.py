@@ -55,6 +55,7 @@ import ipaddress
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -99,18 +100,18 @@ class Certificates:
 
     def __init__(self, module):
         self.module = module
-        self.folder = module.params["folder"]
+        self.folder = Path(module.params["folder"])
         self.names = module.params["names"]
-        self.ca, self.ca_key, self.server = (os.path.join(self.folder, name) for name in ("ca.pem", "ca.key", "server.pem"))
+        self.ca, self.ca_key, self.server = (self.folder / name for name in ("ca.pem", "ca.key", "server.pem"))
 
     def openssl(self, *arguments):
-        return self.module.run_command(["openssl", *arguments], environ_update=CLEAN)
+        return self.module.run_command(["openssl", *map(str, arguments)], environ_update=CLEAN)
 
     def demand(self, *arguments):
-        self.module.run_command(["openssl", *arguments], environ_update=CLEAN, check_rc=True)
+        self.module.run_command(["openssl", *map(str, arguments)], environ_update=CLEAN, check_rc=True)
 
     def ends_within(self, path, days):
-        return self.openssl("x509", "-in", path, "-noout", "-checkend", str(days * DAY_SECONDS))[0] != 0
+        return self.openssl("x509", "-in", path, "-noout", "-checkend", days * DAY_SECONDS)[0] != 0
 
     def fits_key(self, path, key):
         """Whether a certificate and a key belong together."""
@@ -126,7 +127,7 @@ class Certificates:
         return code == 0 and {plain(name) for name in borne} == {plain(name) for name in wanted}
 
     def problem_of_authority(self):
-        if not (os.path.exists(self.ca) and os.path.exists(self.ca_key)):
+        if not (self.ca.exists() and self.ca_key.exists()):
             return "there is no authority"
         if not self.fits_key(self.ca, self.ca_key):
             return "the authority's certificate and key do not belong together"
@@ -135,7 +136,7 @@ class Certificates:
         return ""
 
     def problem_of_certificate(self):
-        if not os.path.exists(self.server):
+        if not self.server.exists():
             return "there is no certificate"
         if not self.fits_key(self.server, self.server):
             return "the certificate and its key do not belong together"
@@ -148,36 +149,30 @@ class Certificates:
         return ""
 
     def make_authority(self, scratch):
-        ca, key, settings = (os.path.join(scratch, name) for name in ("ca.pem", "ca.key", "settings"))
+        ca, key, settings = (scratch / name for name in ("ca.pem", "ca.key", "settings"))
         # The random part tells this authority from the one before it, which clients may still trust.
         name = f"citadel-llm {self.names[0][:40]} {os.urandom(4).hex()}"
-        with open(settings, "w", encoding="utf-8") as file:
-            file.write(AUTHORITY.format(name=name))
-        self.demand("req", "-x509", *NEW_KEY, "-days", str(CA_DAYS), "-config", settings, "-keyout", key, "-out", ca)
+        settings.write_text(AUTHORITY.format(name=name), encoding="utf-8")
+        self.demand("req", "-x509", *NEW_KEY, "-days", CA_DAYS, "-config", settings, "-keyout", key, "-out", ca)
         # The key first: without its certificate it is no authority, and the next run makes another.
-        os.chmod(key, 0o600)
-        os.replace(key, self.ca_key)
-        os.chmod(ca, 0o644)
-        os.replace(ca, self.ca)
+        key.replace(self.ca_key)
+        ca.chmod(0o644)
+        ca.replace(self.ca)
 
     def make_certificate(self, scratch):
-        request, certificate, key = (os.path.join(scratch, name) for name in ("request.pem", "certificate.pem", "server.key"))
-        extensions = os.path.join(scratch, "extensions")
-        with open(extensions, "w", encoding="utf-8") as file:
-            file.write(CERTIFICATE.format(names=subject_names(self.names)))
+        request, certificate, key = (scratch / name for name in ("request.pem", "certificate.pem", "server.key"))
+        extensions = scratch / "extensions"
+        extensions.write_text(CERTIFICATE.format(names=subject_names(self.names)), encoding="utf-8")
         self.demand("req", *NEW_KEY, "-subj", f"/O=citadel-llm/CN={self.names[0][:64]}", "-keyout", key, "-out", request)
         self.demand(
             *("x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", self.ca_key, "-set_serial", f"0x{os.urandom(15).hex()}"),
-            *("-days", str(self.module.params["valid_days"]), "-sha256", "-extfile", extensions, "-out", certificate),
+            *("-days", self.module.params["valid_days"], "-sha256", "-extfile", extensions, "-out", certificate),
         )
-        whole = os.path.join(scratch, "server.pem")
-        with open(os.open(whole, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
-            for part in (certificate, key):
-                with open(part, encoding="utf-8") as text:
-                    file.write(text.read())
+        with certificate.open("a", encoding="utf-8") as file:
+            file.write(key.read_text(encoding="utf-8"))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(whole, self.server)
+        certificate.replace(self.server)
 
 
 def plain(name):
@@ -204,7 +199,7 @@ def main():
     reasons = [reason for reason in (authority, certificate) if reason]
     if reasons and not module.check_mode:
         os.umask(0o077)
-        scratch = tempfile.mkdtemp(prefix=".unfinished-", dir=certificates.folder)
+        scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=certificates.folder))
         try:
             if authority:
                 certificates.make_authority(scratch)

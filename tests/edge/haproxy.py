@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -147,9 +148,12 @@ def ask(
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
     timeout: float = 20,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """Send one request from the address `source`; the target goes out exactly as given."""
     connection = http.client.HTTPConnection(address, port, source_address=(source, 0), timeout=timeout)
+    if tls is not None:
+        connection = http.client.HTTPSConnection(address, port, source_address=(source, 0), timeout=timeout, context=tls)
     try:
         connection.request(method, target, body=body, headers=dict(headers or {}))
         response = connection.getresponse()
@@ -174,6 +178,7 @@ class Edge:
     prometheus: Backend
     process: subprocess.Popen[bytes] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    tls: ssl.SSLContext | None = None
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -259,7 +264,7 @@ class Edge:
 
     def health(self, source: str = TRUSTED) -> Answer:
         """GET /health of the gateway."""
-        return ask(self.gateway_port, "/health", source=source)
+        return ask(self.gateway_port, "/health", source=source, tls=self.tls)
 
 
 def make_edge(directory: Path, **options: Any) -> Edge:  # noqa: ANN401  # role variables are of any type

@@ -110,7 +110,12 @@ def test_no_name_and_no_sum_of_a_key_is_a_key(edge: Edge) -> None:
 
 # --- what the services are told ---
 
-FORGED = {"X-Citadel-Client": "root", "x-citadel-models": "mixtral-8x7b", "X-CITADEL-Anything": "x", "Connection": "X-Citadel-Client, X-Citadel-Models"}
+FORGED = {
+    "X-Citadel-Client": "root",
+    "x-citadel-models": "mixtral-8x7b",
+    "X-CITADEL-Anything": "x",
+    "Connection": "X-Citadel-Client, X-Citadel-Models",
+}
 
 
 def test_the_gateway_is_told_who_asks_and_for_what(edge: Edge) -> None:
@@ -129,7 +134,9 @@ def test_a_client_that_may_use_all_models_has_no_list(edge: Edge) -> None:
 
 @pytest.mark.parametrize("way", ["without a key", "a model's port"])
 def test_nobody_else_is_told_anything(edge: Edge, way: str) -> None:
-    source, port, key = (TRUSTED, edge.gateway_port, {}) if way == "without a key" else (STRANGER, edge.api_ports[MODELS[1]], bearer("picky"))
+    source, port, key = (
+        (TRUSTED, edge.gateway_port, {}) if way == "without a key" else (STRANGER, edge.api_ports[MODELS[1]], bearer("picky"))
+    )
     headers = generate(edge, key | FORGED, source=source, port=port).json["headers"]
     assert [name for name in headers if name.startswith("x-citadel")] == []
 
@@ -162,7 +169,11 @@ def test_a_client_over_its_rate_is_told_so_and_no_other_is_touched(edge: Edge) -
     assert statuses == [200, 200, 200, 429, 429], "by the name, whatever the address"
     assert len(edge.gateway.generations()) == before + 3
     answer = generate(edge, bearer("hasty"), port=edge.api_ports[MODELS[0]])
-    assert (answer.status, answer.error["code"], answer.error["message"]) == (429, "rate_limit_exceeded", "3 requests a minute are allowed.")
+    assert (answer.status, answer.error["code"], answer.error["message"]) == (
+        429,
+        "rate_limit_exceeded",
+        "3 requests a minute are allowed.",
+    )
     assert int(answer.headers["retry-after"]) == 60, "OpenAI's clients wait for no longer"
     assert ask(edge.gateway_port, "/health", source=STRANGER, headers=bearer("hasty")).status == 200, "a look is not a request"
     assert generate(edge, bearer("web-shop")).status == 200

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edge.backends import PARTS
-from edge.haproxy import KEY, LOOPBACK, MODELS, MONITOR, SERVER, STRANGER, TRUSTED, Answer, Edge, ask, bearer, until
+from edge.haproxy import KEY, LOOPBACK, MODELS, MONITOR, SERVER, STRANGER, TRUSTED, Edge, ask, bearer, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,46 +210,55 @@ def exchange(edge: Edge, request: bytes, source: str) -> list[int]:
     return [int(line.split()[1]) for line in answer.splitlines() if line.startswith(b"HTTP/1.")]
 
 
-# {auth} stands for the header with the key; what follows an empty line is another request, where the edge takes it for one.
+# Line ends stand for HTTP's. After the first line come Host and the key; what follows an empty line is another request,
+# where the edge takes it for one.
+CHUNKS = "\n\n0\n\n"
 SMUGGLED = {
-    "HTTP/1.0": "GET /key/info HTTP/1.0\r\n{auth}\r\n",
-    "HTTP/0.9": "GET /v1/models\r\n",
-    "another version": "GET /key/info HTTP/3.7\r\nHost: x\r\n{auth}\r\n",
-    "absolute form": "GET http://127.0.0.1:8000/key/info HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\n\r\n",
-    "absolute form with dots": "GET http://x/v1/models/../../key/info HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\n\r\n",
-    "authority form": "CONNECT 127.0.0.1:8000 HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n{auth}Connection: close\r\n\r\n",
-    "asterisk form": "OPTIONS * HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\n\r\n",
-    "a path in a header": "GET /key/info HTTP/1.1\r\nHost: x\r\n{auth}X-Original-URL: /v1/models\r\nX-Rewrite-URL: /v1/models\r\nConnection: close\r\n\r\n",
-    "a method in a header": "DELETE /v1/models HTTP/1.1\r\nHost: x\r\n{auth}X-HTTP-Method-Override: GET\r\nConnection: close\r\n\r\n",
-    "two lengths": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: 4\r\nContent-Length: 40\r\n\r\n{{}}  GET /key/info HTTP/1.1\r\n\r\n",
-    "a length below zero": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: -1\r\n\r\n",
-    "a length with a sign": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: +2\r\n\r\n{{}}",
-    "length and chunks": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: 44\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /key/info HTTP/1.1\r\nHost: x\r\n\r\n",
-    "chunks twice": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n",
-    "chunks misspelt": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "a blank before the colon": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
-    "a line begun with a blank": "POST /v1/completions HTTP/1.1\r\n{auth} Transfer-Encoding: chunked\r\nHost: x\r\n\r\n0\r\n\r\n",
-    "chunks without a number": "POST /v1/completions HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding: chunked\r\n\r\nz\r\n\r\n",
-    "a zero byte": "GET /v1/models\0 HTTP/1.1\r\nHost: x\r\n{auth}\r\n",
-    "a tab": "GET\t/key/info HTTP/1.1\r\nHost: x\r\n{auth}\r\n",
-    "a slash that is too long": "GET /v1/models\xc0\xaf HTTP/1.1\r\nHost: x\r\n{auth}Connection: close\r\n\r\n",
-    "an upgrade": "GET /key/info HTTP/1.1\r\nHost: x\r\n{auth}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n",
-    "two hosts": "GET /v1/models HTTP/1.1\r\nHost: x\r\nHost: 127.0.0.1:8000\r\n{auth}Connection: close\r\n\r\n",
-    "too many headers": "GET /v1/models HTTP/1.1\r\nHost: x\r\n{auth}" + "X-Other: x\r\n" * 110 + "\r\n",
-    "too long a header": "GET /v1/models HTTP/1.1\r\nHost: x\r\n{auth}X-Other: " + "x" * 20000 + "\r\n\r\n",
-    "too long a path": "GET /" + "x" * 20000 + " HTTP/1.1\r\nHost: x\r\n{auth}\r\n",
-    "nonsense": "\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+    "HTTP/1.0": "GET /key/info HTTP/1.0\n\n",
+    "another version": "GET /key/info HTTP/3.7\n\n",
+    "absolute form": "GET http://127.0.0.1:8000/key/info HTTP/1.1\n\n",
+    "absolute form with dots": "GET http://x/v1/models/../../key/info HTTP/1.1\n\n",
+    "authority form": "CONNECT 127.0.0.1:8000 HTTP/1.1\n\n",
+    "asterisk form": "OPTIONS * HTTP/1.1\n\n",
+    "a path in a header": "GET /key/info HTTP/1.1\nX-Original-URL: /v1/models\nX-Rewrite-URL: /v1/models\n\n",
+    "a method in a header": "DELETE /v1/models HTTP/1.1\nX-HTTP-Method-Override: GET\n\n",
+    "two lengths": "POST /v1/completions HTTP/1.1\nContent-Length: 4\nContent-Length: 40\n\n{}  GET /key/info HTTP/1.1\n\n",
+    "a length below zero": "POST /v1/completions HTTP/1.1\nContent-Length: -1\n\n",
+    "a length with a sign": "POST /v1/completions HTTP/1.1\nContent-Length: +2\n\n{}",
+    "length and chunks": f"POST /v1/completions HTTP/1.1\nContent-Length: 44\nTransfer-Encoding: chunked{CHUNKS}GET /key/info HTTP/1.1\n\n",
+    "chunks twice": f"POST /v1/completions HTTP/1.1\nTransfer-Encoding: chunked\nTransfer-Encoding: x{CHUNKS}",
+    "chunks misspelt": f"POST /v1/completions HTTP/1.1\nTransfer-Encoding: xchunked{CHUNKS}",
+    "a blank before the colon": f"POST /v1/completions HTTP/1.1\nTransfer-Encoding : chunked{CHUNKS}",
+    "a line begun with a blank": f"POST /v1/completions HTTP/1.1\nX: x\n Transfer-Encoding: chunked{CHUNKS}",
+    "chunks without a number": "POST /v1/completions HTTP/1.1\nTransfer-Encoding: chunked\n\nz\n\n",
+    "a zero byte": "GET /v1/models\0 HTTP/1.1\n\n",
+    "a tab": "GET\t/key/info HTTP/1.1\n\n",
+    "a slash that is too long": "GET /v1/models\xc0\xaf HTTP/1.1\n\n",
+    "an upgrade": "GET /key/info HTTP/1.1\nConnection: Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\n\n",
+    "two hosts": "GET /v1/models HTTP/1.1\nHost: 127.0.0.1:8000\n\n",
+    "too many headers": "GET /v1/models HTTP/1.1\n" + "X-Other: x\n" * 110 + "\n",
+    "too long a header": f"GET /v1/models HTTP/1.1\nX-Other: {'x' * 20000}\n\n",
+    "too long a path": f"GET /{'x' * 20000} HTTP/1.1\n\n",
 }
+NO_REQUEST = {"HTTP/0.9": b"GET /v1/models\r\n", "nonsense": b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"}
 
 
 @pytest.mark.usefixtures("nothing_reaches_a_service")
+@pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("trick", SMUGGLED)
-def test_nothing_is_smuggled_past_the_rules(edge: Edge, trick: str) -> None:
-    for source, headers, _ in CALLERS.values():
-        auth = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        statuses = exchange(edge, SMUGGLED[trick].format(auth=auth).encode("latin-1"), source)
-        assert statuses, "an answer in any case"
-        assert set(statuses) <= {400, 401, 403, 404, 411, 501}
+def test_nothing_is_smuggled_past_the_rules(edge: Edge, trick: str, caller: str) -> None:
+    source, headers, _ = CALLERS[caller]
+    first, rest = SMUGGLED[trick].split("\n", 1)
+    own = "".join(f"{name}: {value}\n" for name, value in headers.items())
+    statuses = exchange(edge, f"{first}\nHost: x\n{own}{rest}".replace("\n", "\r\n").encode("latin-1"), source)
+    assert statuses, "an answer in any case"
+    assert set(statuses) <= {400, 401, 403, 404, 411, 501}
+
+
+@pytest.mark.usefixtures("nothing_reaches_a_service")
+@pytest.mark.parametrize("sent", NO_REQUEST)
+def test_what_is_no_request_is_refused(edge: Edge, sent: str) -> None:
+    assert exchange(edge, NO_REQUEST[sent], TRUSTED) == [400]
 
 
 # --- bodies ---

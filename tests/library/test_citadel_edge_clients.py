@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from edge.haproxy import MODELS, STRANGER, Edge, ask, make_edge
-from rendering import PROJECT
+from modules import run_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-# A module is a program that Ansible hands its arguments to; here without Ansible's start, which takes seconds.
-START = """
-import json, runpy, sys
-from ansible.module_utils import basic
-basic._ANSIBLE_PROFILE = "legacy"
-basic._ANSIBLE_ARGS = sys.stdin.buffer.read()
-runpy.run_path(sys.argv[1], run_name="__main__")
-"""
 
 
 def digest(key: str) -> str:
@@ -41,21 +31,8 @@ class Clients:
 
     def call(self, *, check: bool = False, keys: Path | None = None, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
         """Run the module; what it returned."""
-        given = {
-            "keys_file": str(keys or self.keys),
-            "maps": [str(self.limits)],
-            "socket": str(self.edge.directory / "stats"),
-            "_ansible_check_mode": check,
-        } | arguments
-        finished = subprocess.run(
-            [sys.executable, "-c", START, str(PROJECT / "library" / "citadel_edge_clients.py")],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": given}).encode(),
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
-        assert finished.stdout, finished.stderr.decode()
-        return dict(json.loads(finished.stdout))
+        given = {"keys_file": str(keys or self.keys), "maps": [str(self.limits)], "socket": str(self.edge.directory / "stats")}
+        return run_module("citadel_edge_clients", check=check, **given | arguments)
 
     def add(self, name: str, key: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
         return self.call(state="present", name=name, key_sha256=digest(key), **arguments)
@@ -139,14 +116,10 @@ def test_a_run_that_was_killed_while_it_wrote_leaves_the_file_whole(clients: Cli
 
 
 def test_what_somebody_added_to_haproxy_alone_is_gone_after_a_run(clients: Clients) -> None:
-    stranger = subprocess.run(
-        [sys.executable, "-c", "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.send(sys.stdin.buffer.read())"]
-        + [str(clients.edge.directory / "stats")],
-        input=f"add map {clients.keys} {digest('key-8')} app-8\n".encode(),
-        check=True,
-        timeout=10,
-    )
-    assert stranger.returncode == 0
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(clients.edge.directory / "stats"))
+        connection.sendall(f"add map {clients.keys} {digest('key-8')} app-8\n".encode())
+        connection.recv(100)
     assert clients.status("key-8") == 200
     clients.call()
     assert clients.status("key-8") == 401
