@@ -54,7 +54,6 @@ reasons:
 import ipaddress
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -199,7 +198,9 @@ def main():
     reasons = [reason for reason in (authority, certificate) if reason]
     if reasons and not module.check_mode:
         os.umask(0o077)
-        scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=certificates.folder))
+        scratch = certificates.folder / ".unfinished"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
         try:
             if authority:
                 certificates.make_authority(scratch)

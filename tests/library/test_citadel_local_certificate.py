@@ -93,6 +93,19 @@ def test_what_a_killed_run_left_is_mended(tmp_path: Path, lost: str, reasons: li
     assert have(tmp_path) == []
 
 
+def test_a_certificate_of_another_authority_is_made_anew(tmp_path: Path) -> None:
+    """What a run leaves that was killed after it had made a new authority."""
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        have(tmp_path / name)
+    for file in ("ca.pem", "ca.key"):
+        (tmp_path / "other" / file).replace(tmp_path / "one" / file)
+    (tmp_path / "one" / ".unfinished").mkdir()
+    assert have(tmp_path / "one") == ["the certificate is of another authority"]
+    assert have(tmp_path / "one") == []
+    assert set(contents(tmp_path / "one")) == {"ca.key", "ca.pem", "server.pem"}
+
+
 def test_half_a_certificate_is_made_anew(tmp_path: Path) -> None:
     have(tmp_path)
     server = tmp_path / "server.pem"
