@@ -165,9 +165,9 @@ def citadel_addresses(places: object) -> list[str]:
         raise AnsibleFilterError(str(error)) from error
 
 
-def citadel_metrics_targets(plans: object) -> list[dict[str, Any]]:
+def citadel_metrics_targets(plans: object, *, loopback_host: str = "") -> list[dict[str, Any]]:
     """List where Prometheus finds the models; see citadel_metrics_targets.yml."""
-    return list_metrics_targets(_plain(plans))
+    return list_metrics_targets(_plain(plans), loopback_host=_plain(loopback_host))
 
 
 def citadel_routing_rule_problems(rules: object, *, models: object) -> list[str]:

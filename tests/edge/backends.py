@@ -32,7 +32,7 @@ class Backend:
 
     `gate` closed: requests (health and state included) hang until it is opened. `health_status`: what GET /health and /state answer.
     `generation_gate` closed: only POST requests hang. `key`: what POST requests must bring as a bearer, or they are refused
-    with a 401. `chunks`: what a POST whose body asks for a stream waits for,
+    with a 401. `tells`: headers of every answer. `chunks`: what a POST whose body asks for a stream waits for,
     one release of the semaphore for each chunk that it sends. `waiting`: the POST requests that hang just now.
     """
 
@@ -42,6 +42,7 @@ class Backend:
     health_status: int = 200
     generation_status: int = 200
     key: str | None = None
+    tells: dict[str, str] = field(default_factory=dict)
     gate: threading.Event = field(default_factory=threading.Event)
     generation_gate: threading.Event = field(default_factory=threading.Event)
     chunks: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -141,6 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
+        for name, value in self.backend.tells.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -10,12 +11,14 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible.parsing.dataloader import DataLoader
 
 from edge.backends import LOOPBACK, Backend
 from rendering import PROJECT, render, role_defaults
@@ -36,6 +39,10 @@ STRANGER = "127.0.30.1"
 # Programs that are not called as their Debian package.
 PACKAGES = {"promtool": "prometheus", "systemd-analyze": "systemd"}
 KEY = "sk-test-key-of-the-gateway"
+ROLE = DataLoader().load_from_file(str(PROJECT / "roles" / "edge" / "vars" / "main.yml"))
+
+# Clients by name, and their keys.
+CLIENT_KEYS = {name: f"sk-test-key-of-{name}" for name in ("web-shop", "hasty", "greedy", "picky")}
 
 
 def tool(name: str) -> str:
@@ -87,6 +94,12 @@ def write_configuration(directory: Path, variables: Mapping[str, Any]) -> Path:
     for name in ("api", "metrics"):
         entry = {"name": f"{name}-ports.map", "ports": values[f"edge_{name}_ports"]}
         (directory / entry["name"]).write_text(render(TEMPLATES / "ports.map.j2", values | {"__edge_map": entry}), encoding="utf-8")
+    for limit in ROLE["__edge_limits"]:
+        text = render(TEMPLATES / "clients.map.j2", values | {"__edge_limit": limit})
+        (directory / f"client-{limit.replace('_', '-')}.map").write_text(text, encoding="utf-8")
+    lines = [f"{hashlib.sha256(key.encode()).hexdigest()} {name}\n" for name, key in CLIENT_KEYS.items()]
+    (directory / "client-keys.map").write_text("".join(lines), encoding="utf-8")
+    (directory / "client-keys.map").chmod(0o640)
     text = render(TEMPLATES / "haproxy.cfg.j2", values)
     configuration = directory / "haproxy.cfg"
     configuration.write_text(re.sub(r"^ +(chroot|user|group) .*\n", "", text, flags=re.MULTILINE), encoding="utf-8")
@@ -96,6 +109,11 @@ def write_configuration(directory: Path, variables: Mapping[str, Any]) -> Path:
 def write_key(directory: Path, key: str = KEY) -> None:
     """Write the file of the gateway's key as the role gateway does."""
     (directory / "gateway.key").write_text(f"LITELLM_MASTER_KEY {key}\n", encoding="utf-8")
+
+
+def bearer(name: str) -> dict[str, str]:
+    """Give the header with which the client `name` brings its key."""
+    return {"Authorization": f"Bearer {CLIENT_KEYS[name]}"}
 
 
 @dataclass(frozen=True)
@@ -130,9 +148,12 @@ def ask(
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
     timeout: float = 20,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
     """Send one request from the address `source`; the target goes out exactly as given."""
     connection = http.client.HTTPConnection(address, port, source_address=(source, 0), timeout=timeout)
+    if tls is not None:
+        connection = http.client.HTTPSConnection(address, port, source_address=(source, 0), timeout=timeout, context=tls)
     try:
         connection.request(method, target, body=body, headers=dict(headers or {}))
         response = connection.getresponse()
@@ -158,6 +179,7 @@ class Edge:
     prometheus: Backend
     process: subprocess.Popen[bytes] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    tls: ssl.SSLContext | None = None
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -244,7 +266,7 @@ class Edge:
 
     def health(self, source: str = TRUSTED) -> Answer:
         """GET /health of the gateway."""
-        return ask(self.gateway_port, "/health", source=source)
+        return ask(self.gateway_port, "/health", source=source, tls=self.tls)
 
 
 def make_edge(directory: Path, **options: Any) -> Edge:  # noqa: ANN401  # role variables are of any type

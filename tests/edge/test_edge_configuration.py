@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from edge.haproxy import KEY, TEMPLATES, tool, write_configuration
 from edge.refusals import refusals
-from rendering import render, role_defaults
+from modules import run_module
+from rendering import PROJECT, render, role_defaults
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +42,12 @@ INVENTORIES = {
         "edge_server_addresses": ["192.168.10.29", "10.0.0.29", "2001:db8::29"],
         "edge_trusted_networks": ["2001:db8::/64", "10.0.0.7"],
     },
+    "limits": {
+        "edge_client_limits": {"web-shop": {"requests_per_minute": 0, "concurrent_requests": 1, "models": ["mixtral-8x7b"]}, "x": {}},
+        "edge_client_requests_per_minute": 0,
+        "edge_keyless_concurrent_requests": 0,
+    },
+    "tls": {"edge_tls": "local_ca", "edge_tls_names": ["llm.example.org"]},
     "one model": {
         "edge_services": PRODUCTION["edge_services"][:1],
         "edge_api_ports": PRODUCTION["edge_api_ports"][:1],
@@ -50,6 +59,9 @@ INVENTORIES = {
 @pytest.mark.parametrize("inventory", INVENTORIES)
 def test_haproxy_accepts_it_without_a_warning(tmp_path: Path, inventory: str) -> None:
     configuration = write_configuration(tmp_path, PRODUCTION | INVENTORIES[inventory])
+    if "edge_tls" in INVENTORIES[inventory]:
+        (tmp_path / "tls").mkdir()
+        run_module("citadel_local_certificate", folder=str(tmp_path / "tls"), names=["192.168.10.29"])
     check = subprocess.run(
         [tool("haproxy"), "-c", "-f", str(configuration)],
         capture_output=True,
@@ -129,6 +141,25 @@ REFUSED = {
         "The ports 8000, 8406, 9090, 11400, 11400, 11401, 31400, 31401 on 127.0.0.1 hold one twice",
     ),
     "a port of two looks": ({"edge_state_port": 8405}, "The ports 8000, 8405, 8405, 9090, 11400, 11401, 31400, 31401 on 127.0.0.1 hold"),
+    **{
+        f"limits: {case}": ({"edge_client_limits": limits}, f"edge_client_limits is {json.dumps(limits)}")
+        for case, limits in {
+            "a name with a blank": {"web shop": {}},
+            "a name that is too long": {"x" * 64: {}},
+            "a limit that nobody knows": {"x": {"per_minute": 3}},
+            "no number": {"x": {"requests_per_minute": "many"}},
+            "less than nothing": {"x": {"concurrent_requests": -1}},
+            "no model at all": {"x": {"models": []}},
+            "a model with a comma": {"x": {"models": ["a,b"]}},
+            "one model that is no list": {"x": {"models": "hermes-2 "}},
+        }.items()
+    },
+    "a certificate without a key": (
+        {"edge_tls": "files", "edge_tls_certificate_file": "/a.pem"},
+        'edge_tls is files, edge_tls_certificate_file "/a.pem" and edge_tls_key_file ""',
+    ),
+    "a certificate that nobody uses": ({"edge_tls_certificate_file": "/a.pem", "edge_tls_key_file": "/a.key"}, "edge_tls is none"),
+    "a name that is none": ({"edge_tls_names": ["a, b"]}, 'edge_tls_names is ["a, b"]'),
     "a network that is none": ({"edge_trusted_networks": ["the-office"]}, 'edge_trusted_networks is ["the-office"]'),
 }
 
@@ -155,3 +186,60 @@ def test_haproxy_does_not_start_without_the_key(tmp_path: Path) -> None:
     check = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert check.returncode != 0
     assert f"failed to open pattern file <{tmp_path}/gateway.key>" in check.stderr
+
+
+def write_certificate(folder: Path) -> dict[str, str]:
+    """Make a certificate of the operator's; the variables that name its files."""
+    files = {"edge_tls_certificate_file": str(folder / "own.pem"), "edge_tls_key_file": str(folder / "own.key")}
+    command = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=llm.example.org"]
+    output = ["-out", files["edge_tls_certificate_file"], "-keyout", files["edge_tls_key_file"]]
+    subprocess.run([tool("openssl"), *command, *output], capture_output=True, check=True, timeout=30)
+    return files
+
+
+def deploy_certificate(folder: Path, **variables: str) -> tuple[int, str]:
+    """Run the role's tasks for a certificate as root of a namespace of its own; tasks that changed (-1: it failed), and what was shown."""
+    role = {"name": "edge", "tasks_from": "certificate"}
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [{"ansible.builtin.import_role": role}]}
+    (folder / "playbook.yml").write_text(json.dumps([play]))
+    given = {"ansible_python_interpreter": sys.executable, "edge_configuration_directory": str(folder), **PRODUCTION, **variables}
+    (folder / "variables.json").write_text(json.dumps(given))
+    command = ["unshare", "--map-root-user", sys.executable, "-m", "ansible", "playbook", "--inventory", "localhost,", "-vvv", "--diff"]
+    finished = subprocess.run(
+        [*command, "--extra-vars", f"@{folder / 'variables.json'}", str(folder / "playbook.yml")],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    shown = finished.stdout + finished.stderr
+    return (int(re.findall(r"changed=(\d+)", shown)[-1]) if finished.returncode == 0 else -1), shown
+
+
+def test_a_certificate_that_is_given_is_deployed_with_its_key_and_neither_is_shown(tmp_path: Path) -> None:
+    files = write_certificate(tmp_path)
+    changed, shown = deploy_certificate(tmp_path, edge_tls="files", **files)
+    assert changed == 2, shown
+    server = tmp_path / "tls" / "server.pem"
+    assert server.stat().st_mode & 0o777 == 0o600
+    text = (tmp_path / "own.key").read_text()
+    assert text in server.read_text()
+    assert text.splitlines()[1] not in shown
+    assert deploy_certificate(tmp_path, edge_tls="files", **files)[0] == 0
+
+    kept = server.read_bytes()
+    (tmp_path / "other").mkdir()
+    other = write_certificate(tmp_path / "other")
+    mixed = {"edge_tls_certificate_file": files["edge_tls_certificate_file"], "edge_tls_key_file": other["edge_tls_key_file"]}
+    assert deploy_certificate(tmp_path, edge_tls="files", **mixed)[0] == -1
+    assert server.read_bytes() == kept, "what does not belong together takes nobody's place"
+
+
+def test_a_certificate_that_has_ended_is_refused(tmp_path: Path) -> None:
+    files = write_certificate(tmp_path)
+    sign = ["x509", "-in", files["edge_tls_certificate_file"], "-signkey", files["edge_tls_key_file"], "-days", "-1"]
+    subprocess.run([tool("openssl"), *sign, "-out", str(tmp_path / "ended.pem")], capture_output=True, check=True, timeout=30)
+    changed, shown = deploy_certificate(tmp_path, edge_tls="files", **files | {"edge_tls_certificate_file": str(tmp_path / "ended.pem")})
+    assert changed == -1
+    assert "ended.pem has ended (notAfter=" in " ".join(shown.split())

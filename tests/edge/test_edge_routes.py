@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edge.backends import PARTS
-from edge.haproxy import KEY, LOOPBACK, MODELS, MONITOR, SERVER, STRANGER, TRUSTED, Edge, ask, until
+from edge.haproxy import KEY, LOOPBACK, MODELS, MONITOR, SERVER, STRANGER, TRUSTED, Edge, ask, bearer, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "a prompt of nobody's business"}]}).encode()
 JSON = {"Content-Type": "application/json"}
@@ -162,16 +163,126 @@ TRICKS = [
 ]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("target", TRICKS)
-def test_only_the_exact_paths_exist(edge: Edge, target: str, method: str) -> None:
-    services = (edge.gateway, edge.models[MODELS[1]])
+# Where somebody comes from, what key is brought, and what they get of what does not exist.
+CALLERS = {
+    "trusted": (TRUSTED, {}, (404, "unknown_url")),
+    "trusted, with a key": (TRUSTED, bearer("web-shop"), (404, "unknown_url")),
+    "trusted, with a wrong key": (TRUSTED, {"Authorization": "Bearer wrong"}, (401, "invalid_api_key")),
+    "stranger": (STRANGER, {}, (401, "invalid_api_key")),
+    "stranger, with a key": (STRANGER, bearer("web-shop"), (404, "unknown_url")),
+    "stranger, with a wrong key": (STRANGER, {"Authorization": "Bearer wrong"}, (401, "invalid_api_key")),
+    "stranger, with the gateway's key": (STRANGER, {"Authorization": f"Bearer {KEY}"}, (401, "invalid_api_key")),
+}
+
+
+@pytest.fixture
+def nothing_reaches_a_service(edge: Edge) -> Iterator[None]:
+    """See that what a test sends arrives nowhere but at the edge."""
+    services = (edge.gateway, *edge.models.values(), edge.prometheus)
     before = [len(service.received) for service in services]
-    for port in (edge.gateway_port, edge.api_ports[MODELS[1]]):
-        answer = ask(port, target, method=method)
-        assert (answer.status, answer.error["code"]) == (404, "unknown_url")
+    yield
     reached = [request.target for service, count in zip(services, before, strict=True) for request in service.received[count:]]
     assert set(reached) <= {"/state", "/health/liveliness"}, "only the edge's own checks arrived meanwhile"
+
+
+@pytest.mark.usefixtures("nothing_reaches_a_service")
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("target", TRICKS)
+def test_only_the_exact_paths_exist(edge: Edge, target: str, caller: str) -> None:
+    source, headers, expected = CALLERS[caller]
+    for port in (edge.gateway_port, edge.api_ports[MODELS[1]]):
+        for method in ("GET", "POST"):
+            answer = ask(port, target, method=method, source=source, headers=headers)
+            assert (answer.status, answer.error["code"]) == expected
+
+
+def exchange(edge: Edge, request: bytes, source: str) -> list[int]:
+    """Send bytes that no client library would; the status of each answer until the edge closes the connection."""
+    with socket.create_connection((SERVER, edge.gateway_port), timeout=15, source_address=(source, 0)) as connection:
+        connection.sendall(request)
+        # The edge may have answered and closed the connection before it has read all.
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                answer += part
+    return [int(line.split()[1]) for line in answer.splitlines() if line.startswith(b"HTTP/1.")]
+
+
+# Line ends stand for HTTP's. After the first line come Host and the key; what follows an empty line is another request,
+# where the edge takes it for one.
+CHUNKS = "\n\n0\n\n"
+SMUGGLED = {
+    "HTTP/1.0": "GET /key/info HTTP/1.0\n\n",
+    "another version": "GET /key/info HTTP/3.7\n\n",
+    "absolute form": "GET http://127.0.0.1:8000/key/info HTTP/1.1\n\n",
+    "absolute form with dots": "GET http://x/v1/models/../../key/info HTTP/1.1\n\n",
+    "authority form": "CONNECT 127.0.0.1:8000 HTTP/1.1\n\n",
+    "asterisk form": "OPTIONS * HTTP/1.1\n\n",
+    "a path in a header": "GET /key/info HTTP/1.1\nX-Original-URL: /v1/models\nX-Rewrite-URL: /v1/models\n\n",
+    "a method in a header": "DELETE /v1/models HTTP/1.1\nX-HTTP-Method-Override: GET\n\n",
+    "two lengths": "POST /v1/completions HTTP/1.1\nContent-Length: 4\nContent-Length: 40\n\n{}  GET /key/info HTTP/1.1\n\n",
+    "a length below zero": "POST /v1/completions HTTP/1.1\nContent-Length: -1\n\n",
+    "a length with a sign": "POST /v1/completions HTTP/1.1\nContent-Length: +2\n\n{}",
+    "length and chunks": f"POST /v1/completions HTTP/1.1\nContent-Length: 44\nTransfer-Encoding: chunked{CHUNKS}GET /key/info HTTP/1.1\n\n",
+    "chunks twice": f"POST /v1/completions HTTP/1.1\nTransfer-Encoding: chunked\nTransfer-Encoding: x{CHUNKS}",
+    "chunks misspelt": f"POST /v1/completions HTTP/1.1\nTransfer-Encoding: xchunked{CHUNKS}",
+    "a blank before the colon": f"POST /v1/completions HTTP/1.1\nTransfer-Encoding : chunked{CHUNKS}",
+    "a line begun with a blank": f"POST /v1/completions HTTP/1.1\nX: x\n Transfer-Encoding: chunked{CHUNKS}",
+    "chunks without a number": "POST /v1/completions HTTP/1.1\nTransfer-Encoding: chunked\n\nz\n\n",
+    "a zero byte": "GET /v1/models\0 HTTP/1.1\n\n",
+    "a tab": "GET\t/key/info HTTP/1.1\n\n",
+    "a slash that is too long": "GET /v1/models\xc0\xaf HTTP/1.1\n\n",
+    "an upgrade": "GET /key/info HTTP/1.1\nConnection: Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\n\n",
+    "two hosts": "GET /v1/models HTTP/1.1\nHost: 127.0.0.1:8000\n\n",
+    "too many headers": "GET /v1/models HTTP/1.1\n" + "X-Other: x\n" * 110 + "\n",
+    "too long a header": f"GET /v1/models HTTP/1.1\nX-Other: {'x' * 20000}\n\n",
+    "too long a path": f"GET /{'x' * 20000} HTTP/1.1\n\n",
+}
+NO_REQUEST = {"HTTP/0.9": b"GET /v1/models\r\n", "nonsense": b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"}
+
+
+@pytest.mark.usefixtures("nothing_reaches_a_service")
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("trick", SMUGGLED)
+def test_nothing_is_smuggled_past_the_rules(edge: Edge, trick: str, caller: str) -> None:
+    source, headers, _ = CALLERS[caller]
+    first, rest = SMUGGLED[trick].split("\n", 1)
+    own = "".join(f"{name}: {value}\n" for name, value in headers.items())
+    statuses = exchange(edge, f"{first}\nHost: x\n{own}{rest}".replace("\n", "\r\n").encode("latin-1"), source)
+    assert statuses, "an answer in any case"
+    assert set(statuses) <= {400, 401, 403, 404, 411, 501}
+
+
+@pytest.mark.usefixtures("nothing_reaches_a_service")
+@pytest.mark.parametrize("sent", NO_REQUEST)
+def test_what_is_no_request_is_refused(edge: Edge, sent: str) -> None:
+    assert exchange(edge, NO_REQUEST[sent], TRUSTED) == [400]
+
+
+# --- bodies ---
+
+
+@pytest.mark.parametrize("port_of", [lambda edge: edge.gateway_port, lambda edge: edge.api_ports[MODELS[1]]], ids=["gateway", "model"])
+def test_a_body_that_is_too_long_is_refused_before_it_is_sent_on(edge: Edge, port_of: Callable[[Edge], int]) -> None:
+    most = 8_388_608
+    assert ask(port_of(edge), "/v1/completions", method="POST", body=b"x" * most).status == 200
+    before = len(edge.gateway.generations())
+    answer = ask(port_of(edge), "/v1/completions", method="POST", headers={"Content-Length": str(most + 1)}, body=b"x" * 20_000)
+    assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+    assert str(most) in answer.error["message"]
+    assert len(edge.gateway.generations()) == before
+
+
+@pytest.mark.parametrize("length", [10, 30_000])
+def test_a_body_of_a_length_that_nobody_knows_is_refused(edge: Edge, length: int) -> None:
+    connection = http.client.HTTPConnection(SERVER, edge.gateway_port, source_address=(TRUSTED, 0), timeout=10)
+    connection.request("POST", "/v1/completions", body=iter([b"x" * length]), encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
+    response = connection.getresponse()
+    assert response.status == 411
+    assert json.loads(response.read())["error"]["code"] == "length_required"
+    connection.close()
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
@@ -230,7 +341,8 @@ STRIPPED = {name.lower() for name in KEYS} - {"authorization", "x-forwarded-for"
 
 
 def test_only_the_edges_key_reaches_the_gateway(edge: Edge) -> None:
-    headers = ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT, headers=KEYS | {"X-Request-Id": "kept"}).json["headers"]
+    sent = KEYS | bearer("web-shop") | {"X-Request-Id": "kept"}
+    headers = ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT, headers=sent).json["headers"]
     assert headers["authorization"] == [f"Bearer {KEY}"]
     assert headers["x-forwarded-for"] == [TRUSTED]
     assert headers["x-request-id"] == ["kept"]
@@ -243,8 +355,44 @@ def test_only_the_edges_key_reaches_the_gateway(edge: Edge) -> None:
 )
 def test_no_key_reaches_anything_else(edge: Edge, port_of: Callable[[Edge], int]) -> None:
     path = "/v1/completions" if port_of(edge) != edge.prometheus_port else "/api/v1/query"
-    headers = ask(port_of(edge), path, method="POST", body=CHAT, headers=KEYS).json["headers"]
+    headers = ask(port_of(edge), path, method="POST", body=CHAT, headers=KEYS | bearer("web-shop")).json["headers"]
     assert (STRIPPED | {"authorization"}).isdisjoint(headers)
+
+
+TOLD = {
+    "server": "uvicorn",
+    "x-litellm-call-id": "7",
+    "x-litellm-model-group": "hermes-2",
+    "x-litellm-model-api-base": "http://127.0.0.1:31400/v1",
+    "x-litellm-response-cost-original": "0.1",
+    "x-litellm-key-spend": "3",
+    "x-litellm-something-new": "x",
+    "llm_provider-server": "uvicorn",
+    "x-citadel-reason": "short",
+    "openai-processing-ms": "12",
+}
+KEPT = {"x-litellm-call-id", "x-litellm-model-group", "x-citadel-reason", "openai-processing-ms"}
+
+
+def test_of_what_services_tell_about_themselves_clients_see_what_is_theirs(edge: Edge) -> None:
+    edge.gateway.tells = TOLD
+    try:
+        answer = ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT)
+    finally:
+        edge.gateway.tells = {}
+    assert {name: value for name, value in answer.headers.items() if name in TOLD} == {name: TOLD[name] for name in KEPT}
+
+
+@pytest.mark.parametrize("source", [TRUSTED, STRANGER])
+def test_every_answer_has_the_headers_that_make_sense_for_an_api(edge: Edge, source: str) -> None:
+    for port, method, path in [*every_request(edge), (edge.gateway_port, "GET", "/nothing")]:
+        headers = ask(port, path, method=method, source=source).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        if port == edge.prometheus_port:
+            assert headers["content-security-policy"] == "frame-ancestors 'none'"
+        else:
+            assert headers["cache-control"] == "no-store"
+        assert {"server", "strict-transport-security"}.isdisjoint(headers)
 
 
 # --- Prometheus ---

@@ -241,6 +241,15 @@ def test_metrics_are_scraped_where_the_specification_says() -> None:
     ]
 
 
+def test_metrics_of_the_host_whose_edge_is_left_out_are_scraped_on_loopback() -> None:
+    plans = {HOST: entry(as_dict()), "other": entry(as_dict())}
+    targets = list_metrics_targets(plans, loopback_host=HOST)
+    assert [(target["host"], target["address"], target["port"]) for target in targets] == [
+        *((HOST, "127.0.0.1", port) for port in (11400, 11401, 11402, 11403)),
+        *(("other", "192.168.10.29", port) for port in (11401, 11402, 11403, 11404)),
+    ]
+
+
 def test_states_are_scraped_where_only_their_own_host_can() -> None:
     plans = {HOST: entry(as_dict()), "other": entry(as_dict())}
     assert [(target["host"], target["address"], target["port"]) for target in list_state_targets(plans, host=HOST)] == [
