@@ -320,7 +320,7 @@ def test_fault_of_what_all_models_share(server: Host, plan: dict[str, Any], calm
     beside_it = [outcome for outcome in load.outcomes() if outcome not in through_it]
     row = record(
         what,
-        (unit.removesuffix(".service"),),
+        (unit.removesuffix(".service").removeprefix("citadel-llm@"),),
         meanwhile="started again",
         found=found,
         recovered=recovered,
