@@ -182,6 +182,7 @@ def count_oom_kills(folder: Path, name: str, unit: str) -> None:
     group = read_units(_systemctl([unit])).get(unit, {}).get("ControlGroup")
     killed = Cgroup(group).oom_kills() if group else 0
     if killed:
+        folder.mkdir(parents=True, exist_ok=True)
         write(folder / name, f"{oom_kills(folder, name, {}) + killed}\n")
 
 
