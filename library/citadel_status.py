@@ -71,6 +71,13 @@ services:
   returned: always
   type: list
   elements: dict
+alerts:
+  description:
+    - Alerts that fire, the longest first, with C(name), C(severity), C(summary) and C(since). Those of all hosts that this Prometheus watches; none
+      where Prometheus is elsewhere or does not answer.
+  returned: always
+  type: list
+  elements: dict
 units_problem:
   description: What systemd said where it did not tell of its units; else empty.
   returned: always
@@ -120,6 +127,7 @@ PROPERTIES = (
     "ExecStart",
 )
 BUILDS = {"haproxy_process_build_info", "prometheus_build_info", "node_exporter_build_info"}
+ALERTS = "/api/v1/alerts"
 BREAKERS = {"UP": "closed", "DOWN": "open"}
 
 
@@ -259,10 +267,23 @@ def ask(parts, seconds, meanwhile):
     """What each service answers to each question, and the result of something else that takes its time."""
     questions = [(part["port"], part["path"]) for part in parts]
     questions += [(part["api_port"], "/metrics") for part in parts if part["kind"] == "model"]
+    questions += [(part["port"], ALERTS) for part in parts if part["kind"] == "prometheus"]
     with concurrent.futures.ThreadPoolExecutor(max_workers=len(questions) + 1) as pool:
         asked = {question: pool.submit(get, *question, seconds) for question in questions}
         result = meanwhile()
         return {question: answer.result() for question, answer in asked.items()}, result
+
+
+def firing_alerts(answer):
+    """What Prometheus says of its alerts."""
+    found = []
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # who answers there is no Prometheus
+        for alert in json.loads(answer[1])["data"]["alerts"]:
+            if alert["state"] == "firing":
+                began = calendar.timegm(time.strptime(alert["activeAt"][:19], "%Y-%m-%dT%H:%M:%S"))
+                labels = {"name": alert["labels"]["alertname"], "severity": alert["labels"].get("severity", "")}
+                found.append({**labels, "summary": alert["annotations"].get("summary", ""), "since": local(began)})
+    return sorted(found, key=lambda alert: (alert["since"], alert["name"], alert["summary"]))
 
 
 def service_figures(part, unit, answers, edge_metrics):
@@ -311,6 +332,7 @@ def main():
         },
         slice={**memory(units.get(SLICE, {})), "planned_limit_bytes": plan.get("slice_memory_max_bytes")},
         services=[service_figures(part, units.get(part["unit"], {}), answers, edge_metrics) for part in parts],
+        alerts=[alert for part in parts if part["kind"] == "prometheus" for alert in firing_alerts(answers[part["port"], ALERTS])],
         units_problem=units_problem,
         unplanned=unplanned_units(units, plan.get("units", [])),
     )

@@ -25,8 +25,9 @@ def list_latency_objectives(plans: Mapping[str, Mapping[str, Any]]) -> list[dict
         plans: Per host of the inventory ``{"plan": its plan, …}``.
 
     Returns:
-        ``{"host", "model", "target_seconds", "lower_bound", "lower_weight", "upper_bound", "upper_weight"}`` per host and service, ordered by host
-        and port; the bounds are the texts of the label ``le``, the weights add up to 1 unless the target lies below the first bound.
+        ``{"host", "model", "target_seconds", "lower_bound", "lower_weight", "upper_bound", "upper_weight"}`` per host and service,
+        ordered by host and port; the bounds are the texts of the label ``le``, the weights add up to 1 unless the target lies below
+        the first bound.
 
     """
     return [

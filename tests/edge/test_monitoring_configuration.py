@@ -139,7 +139,11 @@ def listens_at(pid: int) -> set[str]:
 
 
 def test_systemd_accepts_the_units_with_their_drop_ins(tmp_path: Path) -> None:
-    programs = {"prometheus": "prometheus.env", "prometheus-node-exporter": "node-exporter.env", "prometheus-alertmanager": "alertmanager.env"}
+    programs = {
+        "prometheus": "prometheus.env",
+        "prometheus-node-exporter": "node-exporter.env",
+        "prometheus-alertmanager": "alertmanager.env",
+    }
     for name, environment in programs.items():
         unit = f"{name}.service"
         (tmp_path / f"{unit}.d").mkdir()

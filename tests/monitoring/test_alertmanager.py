@@ -44,7 +44,10 @@ def test_amtool_accepts_it_and_sends_everything_to_the_one_receiver(tmp_path: Pa
     file = tmp_path / "alertmanager.yml"
     file.write_text(rendered("alertmanager.yml.j2", **given), encoding="utf-8")
     assert "5 inhibit rules" in amtool("check-config", file)
-    for labels in (["alertname=ModelDown", "severity=critical", "host=a", "model=m"], ["alertname=DiskFills", "severity=warning", "host=b"]):
+    for labels in (
+        ["alertname=ModelDown", "severity=critical", "host=a", "model=m"],
+        ["alertname=DiskFills", "severity=warning", "host=b"],
+    ):
         assert amtool("config", "routes", "test", f"--config.file={file}", *labels).split() == ["operators"]
 
 
@@ -143,7 +146,11 @@ def test_a_host_whose_models_are_all_down_is_one_notification_and_says_nothing_t
             fire(
                 port,
                 *(alert("ModelDown", "critical", model=model) for model in models),
-                *(alert(name, model=model) for model in models for name in ("BreakerOpen", "TargetMissing", "LatencyBudgetBurns", "QueueGrows")),
+                *(
+                    alert(name, model=model)
+                    for model in models
+                    for name in ("BreakerOpen", "TargetMissing", "LatencyBudgetBurns", "QueueGrows")
+                ),
                 *(alert("ModelNotGenerating", "critical", model=model) for model in models),
                 alert("DiskFills", mountpoint="/"),
                 alert("ModelNotGenerating", "critical", host="b", model="m"),

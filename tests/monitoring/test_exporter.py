@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import citadel_cgroup
-import citadel_exporter
 import pytest
 
+import citadel_cgroup
+import citadel_exporter
 from edge.haproxy import free_ports, tool, until
-from rendering import PROJECT
+from rendering import PROJECT, render, role_defaults
 from unit.plan_examples import production_plan
 
 FILES = PROJECT / "roles" / "monitoring" / "files"
@@ -199,7 +199,19 @@ def test_a_host_without_a_plan_has_keys_and_certificates(host: Host, tmp_path: P
 
 def certificate(folder: Path, days: int = 30) -> Path:
     file = folder / "edge.pem"
-    request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=edge", "-days", str(days)]
+    request = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-subj",
+        "/CN=edge",
+        "-days",
+        str(days),
+    ]
     subprocess.run([tool("openssl"), *request, "-keyout", folder / "edge.key", "-out", file], check=True, capture_output=True, timeout=60)
     return file
 
@@ -219,16 +231,22 @@ def test_a_certificate_is_read_again_when_it_has_changed(host: Host, tmp_path: P
     assert abs(expires() - time.time() - 90 * 86400) < 600
 
 
+def words_at_the_end_of_a_service(oom_folder: Path) -> list[str]:
+    """What systemd calls the program with when hermes-2 ends."""
+    values = role_defaults("monitoring") | {"__monitoring_oom_folder": str(oom_folder)}
+    drop_in = render(PROJECT / "roles" / "monitoring" / "templates" / "oom-kills.conf.j2", values)
+    (command,) = re.findall(r"^ExecStopPost=-\+/usr/bin/python3 -sSE \S+/citadel_exporter\.py (.+)$", drop_in, re.MULTILINE)
+    return [str(word) for word in command.replace("%n", UNIT).split()]
+
+
 def test_kills_are_counted_beyond_the_life_of_the_cgroup(host: Host) -> None:
     """The kernel forgets them with the cgroup, and systemd removes that a moment after the service has ended."""
     host.units[UNIT]["ActiveState"] = "deactivating"
     host.write()
     assert figures(host.gather())["oom_kills_total"] == 0
-    options = ["--plan", "none", "--folder", "none", "--oom-folder", str(host.folder / "oom" / "made"), "--ended", UNIT]
-    citadel_exporter.main(options)
-    assert (host.folder / "oom" / "made" / "hermes-2").read_text() == "1\n"
-    citadel_exporter.main(options)
-    assert (host.folder / "oom" / "made" / "hermes-2").read_text() == "2\n"
+    for count in (1, 2):
+        citadel_exporter.main(words_at_the_end_of_a_service(host.folder / "oom" / "made"))
+        assert (host.folder / "oom" / "made" / "hermes-2").read_text() == f"{count}\n"
     (host.folder / "oom" / "hermes-2").write_text("2\n")
     assert figures(host.gather())["oom_kills_total"] == 2
     host.units[UNIT]["ActiveState"] = "active"
@@ -264,8 +282,19 @@ def test_it_goes_on_tells_systemd_and_takes_its_figures_back_when_it_has_none(ho
         listener.bind(str(host.folder / "notify"))
         listener.settimeout(30)
         monkeypatch.setenv("NOTIFY_SOCKET", str(host.folder / "notify"))
-        words = ["--plan", host.folder / "plan.json", "--folder", file.parent, "--oom-folder", host.folder / "oom", "--interval-seconds", "0.2"]
-        with subprocess.Popen([sys.executable, "-sSE", FILES / "citadel_exporter.py", *words], stderr=subprocess.PIPE, text=True) as process:
+        words = [
+            "--plan",
+            host.folder / "plan.json",
+            "--folder",
+            file.parent,
+            "--oom-folder",
+            host.folder / "oom",
+            "--interval-seconds",
+            "0.2",
+        ]
+        with subprocess.Popen(
+            [sys.executable, "-sSE", FILES / "citadel_exporter.py", *words], stderr=subprocess.PIPE, text=True
+        ) as process:
             try:
                 assert listener.recv(100) == b"READY=1\nWATCHDOG=1"
                 first = file.read_text()

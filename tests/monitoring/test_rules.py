@@ -141,7 +141,10 @@ def test_thresholds_are_those_of_the_inventory(tmp_path: Path) -> None:
     thresholds = {
         name: value
         for name, value in DEFAULTS.items()
-        if re.search(r"_(model_down|generating|open|missing|loop|fills|memory)_seconds$|_percent$|_restarts$|_rounds$|_per_second$|_warning_days$", name)
+        if re.search(
+            r"_(model_down|generating|open|missing|loop|fills|memory)_seconds$|_percent$|_restarts$|_rounds$|_per_second$|_warning_days$",
+            name,
+        )
     }
     assert len(thresholds) == 16
     before = "".join(file.read_text() for file in write_rules(tmp_path))

@@ -27,8 +27,7 @@ NOTICED = """until curl -sG 127.0.0.1:9090/api/v1/query --data-urlencode 'query=
 START_PHI = f"systemctl start {PHI}"
 RULES = "/etc/prometheus/citadel/rules-lab.yml"
 LAB_RULES = (
-    "{groups: [{name: lab, rules: [{record: model:lab:nobody, expr: lab_nobody}, {record: model:lab:wrong,"
-    " expr: up * on (host) up}]}]}"
+    "{groups: [{name: lab, rules: [{record: model:lab:nobody, expr: lab_nobody}, {record: model:lab:wrong, expr: up * on (host) up}]}]}"
 )
 LOOSE = "ProtectSystem=no TemporaryFileSystem= InaccessiblePaths= SystemCallFilter= NoNewPrivileges=no CapabilityBoundingSet=~"
 

@@ -1,4 +1,4 @@
-"""Every expression that is deployed finds the series that it asks for: what an upgrade renames is missing here before an alert stays silent."""
+"""Every expression that is deployed finds the series that it asks for: what an upgrade renames is missed here, before an alert is."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def prometheus(plan: dict[str, Any]) -> Prometheus:
     found = Prometheus(plan["monitoring"]["prometheus_port"])
     wanted = {service["name"] for service in plan["services"]}
     long = "count by (model) (model:slow:ratio_rate3d)"
-    assert (
-        until(lambda: {series["metric"]["model"] for series in found.query(long)} == wanted, RECORDED_SECONDS) is not None
-    ), f"nothing is recorded of {wanted}: {found.query(long)}"
+    assert until(lambda: {series["metric"]["model"] for series in found.query(long)} == wanted, RECORDED_SECONDS) is not None, (
+        f"nothing is recorded of {wanted}: {found.query(long)}"
+    )
     return found
 
 

@@ -293,8 +293,8 @@ def notify(message: str) -> None:
 def main(arguments: list[str]) -> int:
     """Write until told to stop; a run that goes wrong is said once, and its figures are missing instead of old."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, required=True, help=f"where {FILE} is written")
+    parser.add_argument("--plan", type=Path, default=Path("/opt/citadel/config/plan.json"))
+    parser.add_argument("--folder", type=Path, default=Path("/run/citadel-exporter"), help=f"where {FILE} is written")
     parser.add_argument("--oom-folder", type=Path, required=True, help="where the kills of services that have ended are counted")
     parser.add_argument("--interval-seconds", type=float, default=5)
     parser.add_argument("--key", type=Path, action="append", default=[])

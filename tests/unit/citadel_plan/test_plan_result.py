@@ -261,9 +261,7 @@ def test_nodes_are_asked_on_loopback_at_home_and_at_their_addresses_elsewhere() 
         (3_600_000, ("640.0", 0.0), ("2560.0", 1.0)),
     ],
 )
-def test_a_target_is_a_weighted_sum_of_the_buckets_beside_it(
-    milliseconds: int, lower: tuple[str, float], upper: tuple[str, float]
-) -> None:
+def test_a_target_is_a_weighted_sum_of_the_buckets_beside_it(milliseconds: int, lower: tuple[str, float], upper: tuple[str, float]) -> None:
     plan_of_host = as_dict()
     plan_of_host["services"][1]["target_latency_milliseconds"] = milliseconds
     found = list_latency_objectives({HOST: entry(plan_of_host)})

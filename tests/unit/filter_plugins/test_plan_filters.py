@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
-from citadel_plan import diff_plans, diff_sentences, list_latency_objectives, list_metrics_targets, list_node_targets, list_upstreams, plan_page, plan_table
+from citadel_plan import (
+    diff_plans,
+    diff_sentences,
+    list_latency_objectives,
+    list_metrics_targets,
+    list_node_targets,
+    list_upstreams,
+    plan_page,
+    plan_table,
+)
 from unit.plan_examples import HOST, PROJECT, host_facts, production_plan
 
 PLAY = """
