@@ -27,8 +27,9 @@ from citadel_plan import (
     host_warnings,
     list_addresses,
     list_architectures,
+    list_latency_objectives,
     list_metrics_targets,
-    list_state_targets,
+    list_node_targets,
     list_upstreams,
     plan,
     plan_page,
@@ -175,9 +176,14 @@ def citadel_routing_rule_problems(rules: object, *, models: object) -> list[str]
     return routing_rule_problems(_plain(rules), models=_plain(models))
 
 
-def citadel_state_targets(plans: object, *, host: str) -> list[dict[str, Any]]:
-    """List where Prometheus finds the states of the models on ``host``; see citadel_state_targets.yml."""
-    return list_state_targets(_plain(plans), host=_plain(host))
+def citadel_node_targets(plans: object, *, host: str) -> list[dict[str, Any]]:
+    """List where Prometheus on ``host`` finds the node exporters; see citadel_node_targets.yml."""
+    return list_node_targets(_plain(plans), host=_plain(host))
+
+
+def citadel_latency_objectives(plans: object) -> list[dict[str, Any]]:
+    """Say which requests of each model count as in time; see citadel_latency_objectives.yml."""
+    return list_latency_objectives(_plain(plans))
 
 
 def citadel_status_problems(status: object, *, host: str) -> list[str]:
@@ -204,7 +210,9 @@ class FilterModule:
             "citadel_addresses": citadel_addresses,
             "citadel_architectures": citadel_architectures,
             "citadel_host_warnings": citadel_host_warnings,
+            "citadel_latency_objectives": citadel_latency_objectives,
             "citadel_metrics_targets": citadel_metrics_targets,
+            "citadel_node_targets": citadel_node_targets,
             "citadel_plan": citadel_plan,
             "citadel_plan_comparison": citadel_plan_comparison,
             "citadel_plan_diff": citadel_plan_diff,
@@ -212,7 +220,6 @@ class FilterModule:
             "citadel_plan_page": citadel_plan_page,
             "citadel_plan_table": citadel_plan_table,
             "citadel_routing_rule_problems": citadel_routing_rule_problems,
-            "citadel_state_targets": citadel_state_targets,
             "citadel_status_problems": citadel_status_problems,
             "citadel_status_table": citadel_status_table,
             "citadel_upstreams": citadel_upstreams,

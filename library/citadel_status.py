@@ -71,6 +71,13 @@ services:
   returned: always
   type: list
   elements: dict
+alerts:
+  description:
+    - Alerts that fire, the longest first, with C(name), C(severity), C(summary) and C(since). Those of all hosts that this Prometheus watches; none
+      where Prometheus is elsewhere or does not answer.
+  returned: always
+  type: list
+  elements: dict
 units_problem:
   description: What systemd said where it did not tell of its units; else empty.
   returned: always
@@ -93,10 +100,18 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.citadel_cgroup import Cgroup
+from ansible.module_utils.citadel_services import (
+    LOOPBACK,
+    SLICE,
+    STATES,
+    get,
+    read_units,
+    runtime_of,
+    samples,
+    show_command,
+    unplanned_units,
+)
 
-LOOPBACK = "127.0.0.1"
-INSTANCES = "citadel-llm@*.service"
-SLICE = "citadel-llm.slice"
 PROPERTIES = (
     "Id",
     "LoadState",
@@ -111,43 +126,18 @@ PROPERTIES = (
     "MainPID",
     "ExecStart",
 )
-STATES = ("process", "loaded", "generating", "hung")
-RUNTIME = re.compile(r"/(?:vllm|litellm)/([^/\s]+)/bin/")
-SAMPLE = re.compile(r"([a-z_:]+)(?:\{(.*)\})? (-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)")
-LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 BUILDS = {"haproxy_process_build_info", "prometheus_build_info", "node_exporter_build_info"}
+ALERTS = "/api/v1/alerts"
 BREAKERS = {"UP": "closed", "DOWN": "open"}
 
 
 def show(module, names):
     """Properties of units by name, and what systemd said where it told nothing."""
-    command = ["systemctl", "show", INSTANCES, *names, *(f"--property={key}" for key in PROPERTIES)]
     try:
-        code, out, problem = module.run_command(command, handle_exceptions=False, environ_update={"LC_ALL": "C"})
+        code, out, problem = module.run_command(show_command(names, PROPERTIES), handle_exceptions=False, environ_update={"LC_ALL": "C"})
     except OSError as error:
         code, out, problem = 1, "", f"systemctl: {error.strerror}"
-    blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in out.split("\n\n")]
-    return {block["Id"]: block for block in blocks if "Id" in block}, " ".join(problem.split()) if code else ""
-
-
-def get(port, path, seconds):
-    """Status and text that a service on loopback answers; 0 where it does not."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=seconds)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        return 0, ""
-    finally:
-        connection.close()
-
-
-def samples(answer):
-    """Metrics in Prometheus' text format: name, labels and value of each."""
-    for line in answer[1].splitlines() if answer[0] == http.client.OK else ():
-        if found := SAMPLE.fullmatch(line):
-            yield found[1], dict(LABEL.findall(found[2] or "")), float(found[3])
+    return read_units(out), " ".join(problem.split()) if code else ""
 
 
 def local(seconds):
@@ -181,10 +171,7 @@ def memory(unit):
 
 def runtime_version(unit):
     """Version of the runtime that the process runs from, or that the unit would start."""
-    command = unit.get("ExecStart", "")
-    with contextlib.suppress(OSError):  # it is not running
-        command = Path(f"/proc/{unit.get('MainPID')}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    found = RUNTIME.search(command)
+    found = runtime_of(unit)
     return found[1] if found else None
 
 
@@ -280,10 +267,23 @@ def ask(parts, seconds, meanwhile):
     """What each service answers to each question, and the result of something else that takes its time."""
     questions = [(part["port"], part["path"]) for part in parts]
     questions += [(part["api_port"], "/metrics") for part in parts if part["kind"] == "model"]
+    questions += [(part["port"], ALERTS) for part in parts if part["kind"] == "prometheus"]
     with concurrent.futures.ThreadPoolExecutor(max_workers=len(questions) + 1) as pool:
         asked = {question: pool.submit(get, *question, seconds) for question in questions}
         result = meanwhile()
         return {question: answer.result() for question, answer in asked.items()}, result
+
+
+def firing_alerts(answer):
+    """What Prometheus says of its alerts."""
+    found = []
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # who answers there is no Prometheus
+        for alert in json.loads(answer[1])["data"]["alerts"]:
+            if alert["state"] == "firing":
+                began = calendar.timegm(time.strptime(alert["activeAt"][:19], "%Y-%m-%dT%H:%M:%S"))
+                labels = {"name": alert["labels"]["alertname"], "severity": alert["labels"].get("severity", "")}
+                found.append({**labels, "summary": alert["annotations"].get("summary", ""), "since": local(began)})
+    return sorted(found, key=lambda alert: (alert["since"], alert["name"], alert["summary"]))
 
 
 def service_figures(part, unit, answers, edge_metrics):
@@ -332,14 +332,9 @@ def main():
         },
         slice={**memory(units.get(SLICE, {})), "planned_limit_bytes": plan.get("slice_memory_max_bytes")},
         services=[service_figures(part, units.get(part["unit"], {}), answers, edge_metrics) for part in parts],
+        alerts=[alert for part in parts if part["kind"] == "prometheus" for alert in firing_alerts(answers[part["port"], ALERTS])],
         units_problem=units_problem,
-        unplanned=sorted(
-            name
-            for name, unit in units.items()
-            if name.startswith("citadel-llm@")
-            and name not in plan.get("units", ())
-            and unit.get("ActiveState") not in {"inactive", "failed"}
-        ),
+        unplanned=unplanned_units(units, plan.get("units", [])),
     )
 
 

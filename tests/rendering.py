@@ -31,6 +31,11 @@ def role_defaults(role: str) -> dict[str, Any]:
     return dict(DataLoader().load_from_file(str(PROJECT / "roles" / role / "defaults" / "main.yml")) or {})
 
 
+def role_variables_file(role: str) -> dict[str, Any]:
+    """Read the variables of `roles/ROLE/vars/main.yml`; templates in them are rendered where they are used."""
+    return dict(DataLoader().load_from_file(str(PROJECT / "roles" / role / "vars" / "main.yml"), trusted_as_template=True))
+
+
 def render(template_path: Path, variables: dict[str, Any]) -> str:
     """Render the text that the `template` task would write for `template_path`.
 

@@ -11,6 +11,8 @@ BOUNDS = {
     "haproxy.service": 2.5,
     "prometheus.service": 1.5,
     "prometheus-node-exporter.service": 1.5,
+    "prometheus-alertmanager.service": 1.5,
+    "citadel-exporter.service": 1.5,
 }
 
 

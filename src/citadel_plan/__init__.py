@@ -11,13 +11,14 @@ from .architectures import list_architectures
 from .compare import compare_memory, comparison_table
 from .diff import diff_plans, diff_sentences
 from .host_warnings import host_warnings
+from .objectives import list_latency_objectives
 from .problems import PlanError
 from .report import plan_table
 from .report_html import plan_page
 from .result import Plan
 from .routing_rules import routing_rule_problems
 from .status import status_problems, status_table
-from .targets import list_metrics_targets, list_state_targets
+from .targets import list_metrics_targets, list_node_targets
 from .upstreams import list_upstreams
 from .variable_names import variable_name_problems
 
@@ -31,8 +32,9 @@ __all__ = [
     "host_warnings",
     "list_addresses",
     "list_architectures",
+    "list_latency_objectives",
     "list_metrics_targets",
-    "list_state_targets",
+    "list_node_targets",
     "list_upstreams",
     "plan",
     "plan_page",

@@ -61,6 +61,11 @@ def status_problems(status: Entry, *, host: str) -> list[str]:
         if _state(service) == "generating" and service["breaker"] != "closed":
             breaker = f"the edge's breaker of {service['name']} is {service['breaker'] or 'not there'}, though it generates"
             problems.append(f"{breaker}. Next: journalctl -u haproxy -n 50")
+    problems += [
+        f"the alert {alert['name']} ({alert['severity']}) fires since {alert['since'][5:]}: {_clean(alert['summary'])}"
+        f" Next: docs/runbooks/{alert['name']}.md"
+        for alert in status["alerts"]
+    ]
     problems += [f"{unit} runs and is not in the plan. Next: systemctl status {unit}" for unit in status["unplanned"]]
     if deviations := _deviations(status):
         problems.append(f"the plan is not in force: {'; '.join(deviations)}. Next: {_DEPLOY} --check --diff")

@@ -1,4 +1,4 @@
-"""Where Prometheus finds the models of all hosts, and the supervisors of its own."""
+"""Where Prometheus finds the models of all hosts, and what their nodes tell."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LOOPBACK: Final = "127.0.0.1"
+NODE_EXPORTER_PORT: Final = 9100
 
 
 def list_metrics_targets(plans: Mapping[str, Mapping[str, Any]], *, loopback_host: str = "") -> list[dict[str, Any]]:
@@ -31,16 +32,18 @@ def list_metrics_targets(plans: Mapping[str, Mapping[str, Any]], *, loopback_hos
     return targets
 
 
-def list_state_targets(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> list[dict[str, Any]]:
-    """List the address at which each model service of one host tells its state, which is on loopback only.
+def list_node_targets(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> list[dict[str, Any]]:
+    """List where the node exporters are: of the host that Prometheus runs on on loopback, of the model servers at their addresses.
 
     Args:
         plans: As for :func:`list_metrics_targets`.
         host: The host that Prometheus runs on.
 
     Returns:
-        ``{"service", "host", "address", "port"}`` per service, ordered by port; nothing for a host without models.
+        ``{"service", "host", "address", "port"}`` per host, ordered by host.
 
     """
-    services = plans[host]["plan"]["services"] if host in plans else []
-    return [{"service": service["name"], "host": host, "address": LOOPBACK, "port": service["state_port"]} for service in services]
+    return [
+        {"service": "node", "host": name, "address": LOOPBACK if name == host else plans[name]["address"], "port": NODE_EXPORTER_PORT}
+        for name in sorted({host, *plans})
+    ]

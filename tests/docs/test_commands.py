@@ -11,7 +11,7 @@ import yaml
 from citadel_plan.__main__ import main
 from unit.plan_examples import PROJECT, host_facts, production_plan
 
-PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:

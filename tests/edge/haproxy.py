@@ -37,7 +37,7 @@ TRUSTED_NETWORK = "127.0.20.16/28"
 MONITOR = "127.0.20.33"
 STRANGER = "127.0.30.1"
 # Programs that are not called as their Debian package.
-PACKAGES = {"promtool": "prometheus", "systemd-analyze": "systemd"}
+PACKAGES = {"amtool": "prometheus-alertmanager", "promtool": "prometheus", "ss": "iproute2", "systemd-analyze": "systemd"}
 KEY = "sk-test-key-of-the-gateway"
 ROLE = DataLoader().load_from_file(str(PROJECT / "roles" / "edge" / "vars" / "main.yml"))
 

@@ -12,7 +12,7 @@ import yaml
 
 from edge.haproxy import free_ports, tool, until
 from edge.refusals import refusals
-from rendering import PROJECT, render, role_defaults
+from rendering import PROJECT, render, role_defaults, role_variables_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,6 @@ TARGETS: dict[str, list[dict[str, Any]]] = {
         {"service": "mixtral-8x7b", "host": "hx-llm-server-02", "address": "2001:db8::30", "port": 11401},
         {"service": "mixtral-8x7b", "host": HOST, "address": "192.168.10.29", "port": 11401},
     ],
-    "states": [{"service": "mixtral-8x7b", "host": HOST, "address": "127.0.0.1", "port": 21400}],
     "gateway": [{"service": "unified-api-gateway", "host": HOST, "address": "192.168.10.29", "port": 8000}],
     "edge": [{"service": "edge", "host": HOST, "address": "127.0.0.1", "port": 8405}],
     "node": [],
@@ -34,7 +33,8 @@ TARGETS: dict[str, list[dict[str, Any]]] = {
 
 def variables(directory: Path, **changes: Any) -> dict[str, Any]:  # noqa: ANN401  # role variables are of any type
     """Gather what the templates see: the defaults, the playbook's part, and `changes`."""
-    return role_defaults("monitoring") | {"monitoring_host": HOST, "monitoring_configuration_directory": str(directory)} | changes
+    given = {"monitoring_host": HOST, "monitoring_configuration_directory": str(directory), "monitoring_latency_objectives": []}
+    return role_defaults("monitoring") | role_variables_file("monitoring") | given | changes
 
 
 def write_configuration(directory: Path, targets: dict[str, list[dict[str, Any]]] = TARGETS) -> Path:
@@ -43,6 +43,9 @@ def write_configuration(directory: Path, targets: dict[str, list[dict[str, Any]]
     for name, entries in targets.items():
         text = render(TEMPLATES / "targets.json.j2", values | {"__monitoring_job": {"name": name, "targets": entries}})
         (directory / f"{name}.json").write_text(text, encoding="utf-8")
+    for name in ("alerts", "recording"):
+        text = render(TEMPLATES / "rules" / f"{name}.yml.j2", values)
+        (directory / f"rules-{name}.yml").write_text(text, encoding="utf-8")
     configuration = directory / "prometheus.yml"
     configuration.write_text(render(TEMPLATES / "prometheus.yml.j2", values), encoding="utf-8")
     return configuration
@@ -54,6 +57,8 @@ def test_promtool_accepts_it_and_finds_every_list(tmp_path: Path) -> None:
     )
     assert check.returncode == 0, check.stdout + check.stderr
     assert "WARNING" not in check.stdout + check.stderr, "promtool warns of a list that is missing"
+    assert "SUCCESS: 0 rules" not in check.stdout
+    assert check.stdout.count("rules found") == 2, "promtool passes over rules that are not there"
 
 
 def test_every_job_reads_a_list_that_is_written(tmp_path: Path) -> None:
@@ -69,9 +74,6 @@ def test_targets_are_labelled_sorted_and_the_same_for_any_order(tmp_path: Path) 
         {"labels": {"host": HOST, "model": "mixtral-8x7b", "service": "mixtral-8x7b"}, "targets": ["192.168.10.29:11401"]},
         {"labels": {"host": "hx-llm-server-02", "model": "mixtral-8x7b", "service": "mixtral-8x7b"}, "targets": ["[2001:db8::30]:11401"]},
         {"labels": {"host": HOST, "model": "openchat-3.5", "service": "openchat-3.5"}, "targets": ["192.168.10.29:11403"]},
-    ]
-    assert json.loads((tmp_path / "states.json").read_text(encoding="utf-8")) == [
-        {"labels": {"host": HOST, "model": "mixtral-8x7b", "service": "mixtral-8x7b"}, "targets": ["127.0.0.1:21400"]}
     ]
     assert json.loads((tmp_path / "edge.json").read_text(encoding="utf-8")) == [
         {"labels": {"host": HOST, "service": "edge"}, "targets": ["127.0.0.1:8405"]}
@@ -101,14 +103,16 @@ def arguments(template: str, values: dict[str, Any]) -> list[str]:
             ["--config.file={0}/prometheus.yml", "--storage.tsdb.path={0}/data"],
         ),
         ("prometheus-node-exporter", "node-exporter.env.j2", "monitoring_node_exporter_port", []),
+        ("prometheus-alertmanager", "alertmanager.env.j2", "monitoring_alertmanager_port", ["--storage.path={0}/silences"]),
     ],
 )
 def test_the_programs_take_their_arguments_and_listen_where_they_are_told(
     tmp_path: Path, program: str, template: str, port_variable: str, more: list[str]
 ) -> None:
     write_configuration(tmp_path, {name: [] for name in TARGETS})
+    (tmp_path / "alertmanager.yml").write_text(render(TEMPLATES / "alertmanager.yml.j2", variables(tmp_path)), encoding="utf-8")
     port = free_ports(1)[0]
-    words = arguments(template, variables(tmp_path, **{port_variable: port}))
+    words = [word for word in arguments(template, variables(tmp_path, **{port_variable: port})) if not word.startswith("--storage.path=")]
     log = tmp_path / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -122,13 +126,25 @@ def test_the_programs_take_their_arguments_and_listen_where_they_are_told(
             what=f"{program} listens on {address}",
         )
         assert process.poll() is None, log.read_text(encoding="utf-8")
+        assert listens_at(process.pid) == {address}
     finally:
         process.terminate()
         process.wait(20)
 
 
+def listens_at(pid: int) -> set[str]:
+    """Where a process listens: nowhere that nobody has told it to."""
+    output = subprocess.run([tool("ss"), "-Hltnp"], capture_output=True, text=True, check=True, timeout=30).stdout
+    return {line.split()[3] for line in output.splitlines() if f"pid={pid}," in line}
+
+
 def test_systemd_accepts_the_units_with_their_drop_ins(tmp_path: Path) -> None:
-    for name, environment in (("prometheus", "prometheus.env"), ("prometheus-node-exporter", "node-exporter.env")):
+    programs = {
+        "prometheus": "prometheus.env",
+        "prometheus-node-exporter": "node-exporter.env",
+        "prometheus-alertmanager": "alertmanager.env",
+    }
+    for name, environment in programs.items():
         unit = f"{name}.service"
         (tmp_path / f"{unit}.d").mkdir()
         text = render(TEMPLATES / f"{name}.conf.j2", variables(tmp_path))
@@ -160,11 +176,15 @@ def test_bad_input_is_refused_with_the_variable_and_its_value(tmp_path: Path) ->
             "too slow": good | {"monitoring_scrape_timeout_seconds": 16},
             "nothing to watch": good | {"monitoring_model_targets": []},
             "two words": good | {"monitoring_systemd_units": "a b"},
+            "no errors at all": good | {"monitoring_availability_objective_percent": 100},
+            "mail without a server": good | {"monitoring_email_to": ["a@example.org"]},
             "a name": good | {"monitoring_node_targets": [{"service": "node", "host": HOST, "address": "llm.example.org", "port": 9100}]},
         },
         tmp_path,
     )
-    assert set(said) == {"too slow", "nothing to watch", "two words", "a name"}
+    assert set(said) == {"too slow", "nothing to watch", "two words", "no errors at all", "mail without a server", "a name"}
+    assert "monitoring_availability_objective_percent is 100" in said["no errors at all"]
+    assert 'monitoring_email_server is ""' in said["mail without a server"]
     assert "llm.example.org is no IP address" in said["a name"]
     assert "monitoring_scrape_timeout_seconds is 16" in said["too slow"]
     assert "monitoring_model_targets is empty" in said["nothing to watch"]

@@ -243,6 +243,23 @@ def test_everything_that_is_well(services: dict[str, Service], tmp_path: Path) -
     assert (edge["answers"], edge["version"], hermes["breaker"]) == (False, None, None), "no edge is a fact and no failure"
     assert (prometheus["answers"], prometheus["version"]) == (True, "2.42.0+ds")
     assert (node["answers"], node["version"]) == (True, "1.5.0")
+    assert found["alerts"] == []
+
+
+def test_alerts_that_fire(services: dict[str, Service], tmp_path: Path) -> None:
+    def alert(name: str, state: str, began: str) -> dict[str, Any]:
+        labels = {"alertname": name, "severity": "critical", "host": "a", "model": "hermes-2"}
+        return {"labels": labels, "annotations": {"summary": f"{name} it is."}, "state": state, "activeAt": began, "value": "0e+00"}
+
+    fired = [alert("OomKill", "firing", "2026-11-24T02:05:10.371Z"), alert("ModelDown", "firing", "2026-11-24T02:04:10Z")]
+    pending = alert("BreakerOpen", "pending", "2026-11-24T02:04:10Z")
+    answer = json.dumps({"status": "success", "data": {"alerts": [*fired, pending]}})
+    services["prometheus"].pages |= {"/api/v1/alerts": (200, answer)}
+    found = look(tmp_path, deployed(services), {})
+    assert found["alerts"] == [
+        {"name": "ModelDown", "severity": "critical", "summary": "ModelDown it is.", "since": "2026-11-24 03:04:10"},
+        {"name": "OomKill", "severity": "critical", "summary": "OomKill it is.", "since": "2026-11-24 03:05:10"},
+    ]
 
 
 def test_everything_that_is_down(services: dict[str, Service], tmp_path: Path) -> None:

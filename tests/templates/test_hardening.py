@@ -14,10 +14,10 @@ import pytest
 from exposure import BOUNDS, overall
 from inventories import HOST
 
-from citadel_plan import list_metrics_targets, list_state_targets, list_upstreams
+from citadel_plan import list_metrics_targets, list_node_targets, list_upstreams
 from edge.haproxy import tool
 from gateway.harness import role_variables
-from rendering import PROJECT
+from rendering import PROJECT, role_variables_file
 from templates.test_units import model_variables, rendered, variables, write_units
 
 ADDRESS = "192.168.10.29"
@@ -28,6 +28,7 @@ DISTRIBUTION = {
     "haproxy.service": ("edge", {"citadel.conf": "citadel.conf.j2"}),
     "prometheus.service": ("monitoring", {"citadel.conf": "prometheus.conf.j2", "citadel-addresses.conf": "prometheus-addresses.conf.j2"}),
     "prometheus-node-exporter.service": ("monitoring", {"citadel.conf": "prometheus-node-exporter.conf.j2"}),
+    "prometheus-alertmanager.service": ("monitoring", {"citadel.conf": "prometheus-alertmanager.conf.j2"}),
 }
 
 
@@ -90,20 +91,24 @@ def units(plan: dict[str, Any], tmp_path: Path) -> list[Unit]:
     found = [Unit(kind, name, tmp_path, (framework, model)) for name in write_units(tmp_path, plan)]
     found.append(Unit("gateway", write_gateway(tmp_path, plan), tmp_path, (framework, gateway)))
     plans = {HOST: {"plan": plan, "address": ADDRESS}}
-    targets = {"model": list_metrics_targets(plans), "state": list_state_targets(plans, host=HOST), "gateway": [], "edge": [], "node": []}
-    given = {f"monitoring_{name}_targets": entries for name, entries in targets.items()}
+    targets = {"model": list_metrics_targets(plans), "gateway": [], "edge": [], "node": list_node_targets(plans, host=HOST)}
+    given = role_variables_file("monitoring") | {f"monitoring_{name}_targets": entries for name, entries in targets.items()}
     values = {
         "edge": variables("edge"),
-        "monitoring": variables("monitoring", **given, __monitoring_targets=[entry for entries in targets.values() for entry in entries]),
+        "monitoring": variables("monitoring", **given),
     }
     for name, (role, _) in DISTRIBUTION.items():
         found.append(Unit(name, name, tmp_path, write_distribution_unit(tmp_path, name, values[role])))
+    exporter = PROJECT / "roles/monitoring/templates/citadel-exporter.service.j2"
+    (tmp_path / "etc/systemd/system/citadel-exporter.service").write_text(rendered("monitoring", exporter.name, values["monitoring"]))
+    (tmp_path / "etc/systemd/system/citadel-exporter.service.d").mkdir()
+    found.append(Unit("citadel-exporter.service", "citadel-exporter.service", tmp_path, (exporter,)))
     return found
 
 
 def test_no_unit_is_more_exposed_than_it_may_be(units: list[Unit]) -> None:
     figures = {unit.name: (unit.kind, overall(unit.report())) for unit in units}
-    assert len(figures) == 8
+    assert len(figures) == 10
     assert {name: figure for name, (kind, figure) in figures.items() if figure > BOUNDS[kind]} == {}
 
 

@@ -12,6 +12,8 @@ UNITS = [
     "haproxy.service",
     "prometheus.service",
     "prometheus-node-exporter.service",
+    "prometheus-alertmanager.service",
+    "citadel-exporter.service",
 ]
 GATEWAY = "citadel-llm@unified-api-gateway.service"
 HERMES = "citadel-llm@hermes-2.service"

@@ -25,6 +25,10 @@ MEND_MAP = f"rm -r {MAPS} && mv /run/lab-maps {MAPS} && systemctl reload haproxy
 MEND_EDGE = f"cp -a /run/lab-edge {EDGE} && rm /run/lab-edge && systemctl reload haproxy"
 NOTICED = """until curl -sG 127.0.0.1:9090/api/v1/query --data-urlencode 'query=up{service="phi-3-mini"} == 0' | grep -q phi-3-mini"""
 START_PHI = f"systemctl start {PHI}"
+RULES = "/etc/prometheus/citadel/rules-lab.yml"
+LAB_RULES = (
+    "{groups: [{name: lab, rules: [{record: model:lab:nobody, expr: lab_nobody}, {record: model:lab:wrong, expr: up * on (host) up}]}]}"
+)
 LOOSE = "ProtectSystem=no TemporaryFileSystem= InaccessiblePaths= SystemCallFilter= NoNewPrivileges=no CapabilityBoundingSet=~"
 
 
@@ -154,6 +158,23 @@ BREAKAGES = [
             "test_a_unit_does_what_is_its_own_and_nothing_else",
             "test_a_unit_of_the_distribution_does_nothing_else_either",
         ),
+    ),
+    Breakage(
+        "rules that ask for what nobody tells, and one that cannot be evaluated",
+        f"echo '{LAB_RULES}' > {RULES} && chmod 644 {RULES} && systemctl reload prometheus"
+        " && until curl -s 127.0.0.1:9090/api/v1/rules | grep -q lab_nobody; do sleep 1; done",
+        f"rm {RULES} && systemctl reload prometheus",
+        (
+            "test_every_rule_is_evaluated",
+            "test_every_recorded_figure_is_there_for_each_model",
+            "test_every_series_that_a_rule_asks_for_exists",
+        ),
+    ),
+    Breakage(
+        "Alertmanager is stopped",
+        "systemctl stop prometheus-alertmanager",
+        "systemctl start prometheus-alertmanager",
+        ("test_alertmanager_takes_alerts_and_listens_on_loopback_alone",),
     ),
     Breakage(
         "a unit that does not start with the host",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from citadel_plan import list_metrics_targets, list_state_targets, list_upstreams, plan
+from citadel_plan import list_latency_objectives, list_metrics_targets, list_node_targets, list_upstreams, plan
 from unit.plan_examples import GIB, HOST, MIB, host_facts, problems_of, production_models, production_plan, settings, tiny_overrides
 
 # docs and other tools read these: a key that goes or changes its meaning is a new schema_version.
@@ -250,9 +250,32 @@ def test_metrics_of_the_host_whose_edge_is_left_out_are_scraped_on_loopback() ->
     ]
 
 
-def test_states_are_scraped_where_only_their_own_host_can() -> None:
-    plans = {HOST: entry(as_dict()), "other": entry(as_dict())}
-    assert [(target["host"], target["address"], target["port"]) for target in list_state_targets(plans, host=HOST)] == [
-        (HOST, "127.0.0.1", port) for port in (21400, 21401, 21402, 21403)
+def test_nodes_are_asked_on_loopback_at_home_and_at_their_addresses_elsewhere() -> None:
+    plans = {HOST: entry(as_dict()), "other": entry(as_dict()) | {"address": "192.168.10.30"}}
+    assert [(target["host"], target["address"], target["port"]) for target in list_node_targets(plans, host=HOST)] == [
+        (HOST, "127.0.0.1", 9100),
+        ("other", "192.168.10.30", 9100),
     ]
-    assert list_state_targets(plans, host="monitoring-only") == []
+    assert [target["host"] for target in list_node_targets(plans, host="monitoring-only")] == [HOST, "monitoring-only", "other"]
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "lower", "upper"),
+    [
+        (2000, ("1.0", 0.333333), ("2.5", 0.666667)),
+        (1500, ("1.0", 0.666667), ("2.5", 0.333333)),
+        (1000, ("0.75", 0.0), ("1.0", 1.0)),
+        (500, ("0.25", 0.0), ("0.5", 1.0)),
+        (1, ("0.001", 0.0), ("0.001", 1.0)),
+        (3_600_000, ("640.0", 0.0), ("2560.0", 1.0)),
+    ],
+)
+def test_a_target_is_a_weighted_sum_of_the_buckets_beside_it(milliseconds: int, lower: tuple[str, float], upper: tuple[str, float]) -> None:
+    plan_of_host = as_dict()
+    plan_of_host["services"][1]["target_latency_milliseconds"] = milliseconds
+    found = list_latency_objectives({HOST: entry(plan_of_host)})
+    assert [objective["model"] for objective in found] == [service["name"] for service in plan_of_host["services"]]
+    objective = found[1]
+    assert objective["target_seconds"] == milliseconds / 1000
+    assert (objective["lower_bound"], objective["lower_weight"]) == lower
+    assert (objective["upper_bound"], objective["upper_weight"]) == upper

@@ -80,6 +80,7 @@ def status(*models: dict[str, Any], parts: dict[str, dict[str, Any]] | None = No
         "plan": {"file": "/opt/citadel/config/plan.json", "problem": "", "written": "2026-11-23 18:00:11", "device": "cpu"},
         "slice": {"held_bytes": 6 * GIB, "limit_bytes": 8 * GIB, "planned_limit_bytes": 8 * GIB},
         "services": [*models, *(other | (parts or {}).get(other["name"], {}) for other in others)],
+        "alerts": [],
         "units_problem": "",
         "unplanned": [],
         **changes,
@@ -270,3 +271,10 @@ def test_whatever_is_said_no_line_is_wider_than_a_terminal_or_moves_its_cursor()
     text = status_table(status(model("a" * 63, **long)), host=HOST)
     assert max(map(len, text.splitlines())) <= COLUMNS
     assert [line for line in text.splitlines() if not line.isprintable() or line != line.rstrip()] == []
+
+
+def test_an_alert_that_fires_is_not_well_and_has_its_page() -> None:
+    alert = {"name": "OomKill", "severity": "critical", "since": "2026-11-24 03:05:10", "summary": "The kernel has killed\x1b a process."}
+    assert status_problems(status(model(), alerts=[alert]), host=HOST) == [
+        "the alert OomKill (critical) fires since 11-24 03:05:10: The kernel has killed a process. Next: docs/runbooks/OomKill.md"
+    ]

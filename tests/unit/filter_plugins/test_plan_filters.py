@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
-from citadel_plan import diff_plans, diff_sentences, list_metrics_targets, list_state_targets, list_upstreams, plan_page, plan_table
+from citadel_plan import (
+    diff_plans,
+    diff_sentences,
+    list_latency_objectives,
+    list_metrics_targets,
+    list_node_targets,
+    list_upstreams,
+    plan_page,
+    plan_table,
+)
 from unit.plan_examples import HOST, PROJECT, host_facts, production_plan
 
 PLAY = """
@@ -28,7 +37,8 @@ PLAY = """
       table: "{{ planned | citadel_plan_table }}"
       upstreams: "{{ everybody | citadel_upstreams(host=inventory_hostname) }}"
       targets: "{{ everybody | citadel_metrics_targets }}"
-      states: "{{ everybody | citadel_state_targets(host=inventory_hostname) }}"
+      nodes: "{{ everybody | citadel_node_targets(host=inventory_hostname) }}"
+      objectives: "{{ everybody | citadel_latency_objectives }}"
       unchanged: "{{ planned | citadel_plan_diff(planned) }}"
       from_text: "{{ planned | to_json | citadel_plan_diff(planned) }}"
       fresh: "{{ '' | citadel_plan_diff(planned) }}"
@@ -68,7 +78,8 @@ def test_the_committed_inventory_gives_the_same_plan_through_ansible(tmp_path: P
     assert results["table"] == plan_table(expected)
     assert results["upstreams"] == list_upstreams(everybody, host=HOST)
     assert results["targets"] == list_metrics_targets(everybody)
-    assert results["states"] == list_state_targets(everybody, host=HOST)
+    assert results["nodes"] == list_node_targets(everybody, host=HOST)
+    assert results["objectives"] == list_latency_objectives(everybody)
     assert results["unchanged"] == diff_plans(expected, expected)
     assert results["from_text"] == results["unchanged"]
     assert results["fresh"] == diff_plans(None, expected)

@@ -1,0 +1,1 @@
+../../../module_utils/citadel_services.py

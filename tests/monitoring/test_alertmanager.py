@@ -1,0 +1,185 @@
+"""Alertmanager: its configuration, judged by amtool, and what it does with it, seen by a receiver on loopback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.haproxy import free_ports, tool, until
+from rendering import PROJECT, render, role_defaults, role_variables_file
+
+TEMPLATES = PROJECT / "roles" / "monitoring" / "templates"
+MAIL = {
+    "monitoring_email_to": ["operators@example.org"],
+    "monitoring_email_from": "citadel@example.org",
+    "monitoring_email_server": "mail.example.org:587",
+    "monitoring_email_user": "citadel",
+    "monitoring_email_password": "password of the mail server",
+}
+WEBHOOK = {"monitoring_webhook_urls": ["http://127.0.0.1:9/alerts"], "monitoring_webhook_token": "token of the webhook"}
+
+
+def rendered(template: str, **changes: Any) -> str:  # noqa: ANN401  # role variables are of any type
+    return render(TEMPLATES / template, role_defaults("monitoring") | role_variables_file("monitoring") | changes)
+
+
+def amtool(*arguments: object) -> str:
+    done = subprocess.run([tool("amtool"), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("given", [{}, WEBHOOK, MAIL, WEBHOOK | MAIL], ids=["nobody", "webhook", "mail", "both"])
+def test_amtool_accepts_it_and_sends_everything_to_the_one_receiver(tmp_path: Path, given: dict[str, Any]) -> None:
+    file = tmp_path / "alertmanager.yml"
+    file.write_text(rendered("alertmanager.yml.j2", **given), encoding="utf-8")
+    assert "5 inhibit rules" in amtool("check-config", file)
+    for labels in (
+        ["alertname=ModelDown", "severity=critical", "host=a", "model=m"],
+        ["alertname=DiskFills", "severity=warning", "host=b"],
+    ):
+        assert amtool("config", "routes", "test", f"--config.file={file}", *labels).split() == ["operators"]
+
+
+def test_secrets_stand_in_no_file_but_their_own() -> None:
+    given = WEBHOOK | MAIL
+    texts = [rendered(template, **given) for template in ("alertmanager.yml.j2", "prometheus-alertmanager.conf.j2", "alertmanager.env.j2")]
+    assert [secret for secret in ("password of the mail server", "token of the webhook") if any(secret in text for text in texts)] == []
+    assert "LoadCredential=email-password:/etc/prometheus/citadel/secrets/email-password" in texts[1].splitlines()
+    assert "LoadCredential" not in rendered("prometheus-alertmanager.conf.j2")
+
+
+def test_without_a_receiver_it_talks_to_nobody() -> None:
+    assert "IPAddressDeny=any" in rendered("prometheus-alertmanager.conf.j2").splitlines()
+    assert "IPAddressDeny=any" not in rendered("prometheus-alertmanager.conf.j2", **WEBHOOK).splitlines()
+
+
+class Receiver(ThreadingHTTPServer):
+    """Keeps the notifications that it gets."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.notifications: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+    def do_POST(self) -> None:
+        self.server.notifications.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.server.keys.add(self.headers["Authorization"])
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@contextmanager
+def alertmanager(folder: Path, receiver: Receiver) -> Iterator[int]:
+    """Run it with a webhook to the receiver; its port."""
+    port = free_ports(1)[0]
+    (folder / "webhook-token").write_text("token of the webhook")
+    (folder / "alertmanager.yml").write_text(
+        rendered(
+            "alertmanager.yml.j2",
+            monitoring_webhook_urls=[f"http://127.0.0.1:{receiver.server_address[1]}/"],
+            monitoring_webhook_token="token of the webhook",
+            monitoring_group_wait_seconds=2,
+            monitoring_group_interval_seconds=2,
+            __monitoring_credentials=str(folder),
+        ),
+        encoding="utf-8",
+    )
+    words = [f"--config.file={folder}/alertmanager.yml", f"--storage.path={folder}/data", "--cluster.listen-address="]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [tool("prometheus-alertmanager"), *words, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        until(lambda: answers(port), seconds=30, what="Alertmanager answers")
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def answers(port: int) -> bool:
+    try:
+        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=2).status == 200)
+    except OSError:
+        return False
+
+
+def fire(port: int, *alerts: dict[str, str]) -> None:
+    """Hand alerts over as Prometheus does."""
+    ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
+    body = json.dumps([{"labels": labels, "endsAt": ends} for labels in alerts]).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/v2/alerts", body, {"Content-Type": "application/json"})
+    assert urllib.request.urlopen(request, timeout=10).status == 200
+
+
+def alert(name: str, severity: str = "warning", **labels: str) -> dict[str, str]:
+    return {"alertname": name, "severity": severity, "host": "a", **labels}
+
+
+def test_a_host_whose_models_are_all_down_is_one_notification_and_says_nothing_twice(tmp_path: Path) -> None:
+    receiver = Receiver()
+    threading.Thread(target=receiver.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    models = ("m", "n", "o", "p")
+    try:
+        with alertmanager(tmp_path, receiver) as port:
+            fire(
+                port,
+                *(alert("ModelDown", "critical", model=model) for model in models),
+                *(
+                    alert(name, model=model)
+                    for model in models
+                    for name in ("BreakerOpen", "TargetMissing", "LatencyBudgetBurns", "QueueGrows")
+                ),
+                *(alert("ModelNotGenerating", "critical", model=model) for model in models),
+                alert("DiskFills", mountpoint="/"),
+                alert("ModelNotGenerating", "critical", host="b", model="m"),
+                alert("BreakerOpen", host="b", model="m"),
+                alert("BreakerOpen", host="b", model="n"),
+                alert("HostDown", "critical", host="c"),
+                alert("ModelDown", "critical", host="c", model="m"),
+                alert("TargetMissing", host="c", job="node", service="node"),
+                alert("FiguresMissing", host="c"),
+                alert("TargetMissing", host="d", job="node", service="node"),
+                alert("FiguresMissing", host="d"),
+                alert("ErrorBudgetBurns", "critical", host="d", window="1h"),
+                alert("ErrorBudgetBurns", host="d", window="3d"),
+            )
+            until(lambda: len(receiver.notifications) >= 4, seconds=30, what="a notification for each host")
+    finally:
+        receiver.shutdown()
+        receiver.server_close()
+    assert receiver.keys == {"Bearer token of the webhook"}
+    said = {
+        notification["groupLabels"]["host"]: sorted(
+            (entry["labels"]["alertname"], entry["labels"].get("model", "")) for entry in notification["alerts"]
+        )
+        for notification in receiver.notifications
+    }
+    assert len(receiver.notifications) == len(said) == 4
+    assert said == {
+        "a": [("DiskFills", ""), *(("ModelDown", model) for model in models)],
+        "b": [("BreakerOpen", "n"), ("ModelNotGenerating", "m")],
+        "c": [("HostDown", "")],
+        "d": [("ErrorBudgetBurns", ""), ("TargetMissing", "")],
+    }
