@@ -23,15 +23,15 @@ GATEWAY: Final = "gateway"
 
 FIGURES: Final[Mapping[str, str]] = {
     "requests_per_second": "request_throughput",
-    "output_tokens_per_second": "output_throughput",
+    "output_tokens_per_second": "output_throughput_by_length",
     "ttft_p50_milliseconds": "p50_ttft_ms",
     "ttft_p95_milliseconds": "p95_ttft_ms",
-    "tpot_p50_milliseconds": "p50_tpot_ms",
-    "tpot_p95_milliseconds": "p95_tpot_ms",
+    "tpot_p50_milliseconds": "p50_tpot_by_length_ms",
+    "tpot_p95_milliseconds": "p95_tpot_by_length_ms",
     "e2e_p50_milliseconds": "p50_e2el_ms",
     "e2e_p95_milliseconds": "p95_e2el_ms",
 }
-"""Our name of each figure, and that of `bench serve` (vllm/benchmarks/serve.py)."""
+"""Our name of each figure, and that of `bench serve` (vllm/benchmarks/serve.py) or, "by length", of module_utils/citadel_bench_serve.py."""
 
 _TARGET_FIGURE: Final = "e2e_p95_milliseconds"
 
