@@ -271,14 +271,14 @@ def benchmark_record(
 def _figures(result: Entry | None) -> dict[str, Any]:
     if not result:
         return {"figures": None, "failed_requests": 0}
-    found = {name: round(float(result[key]), 3) for name, key in FIGURES.items()} if result["completed"] else None
+    found = {name: round(float(result[key]), 6) for name, key in FIGURES.items()} if result["completed"] else None
     return {"figures": found, "failed_requests": result["failed"]}
 
 
 def _problem(measurement: Entry, answer: Entry) -> str:
     """Say why the figures do not count, if they do not."""
     if answer["problem"]:
-        return f"{_name(measurement)} was not measured: {answer['problem']}."
+        return f"{_name(measurement)}, was not measured: {answer['problem'].rstrip('.')}."
     if failed := measurement["failed_requests"]:
         errors = f" ({'; '.join(answer['result']['errors'])})" if answer["result"]["errors"] else ""
         return f"{_name(measurement)}: {failed} of {measurement['prompts']} requests failed{errors}."
@@ -287,7 +287,7 @@ def _problem(measurement: Entry, answer: Entry) -> str:
 
 def _name(measurement: Entry) -> str:
     way = "through the gateway" if measurement["way"] == GATEWAY else "asked directly"
-    return f"{measurement['model']}, {way}, {measurement['concurrency']} at once,"
+    return f"{measurement['model']}, {way}, {measurement['concurrency']} at once"
 
 
 def _baseline(record: Entry, measurement: Entry, earlier: Sequence[Entry], *, any_plan: bool) -> dict[str, Any] | None:
@@ -331,7 +331,7 @@ def _problems(measurement: Entry, tolerance_percent: float) -> Iterator[str]:
     figures = measurement["figures"]
     if measurement["target_met"] is False:
         yield (
-            f"{_name(measurement)} misses its target: p95 of E2E is {_short(figures[_TARGET_FIGURE])} ms instead of"
+            f"{_name(measurement)}, misses its target: p95 of E2E is {_short(figures[_TARGET_FIGURE])} ms instead of"
             f" {measurement['target_latency_milliseconds']}."
         )
     baseline = measurement["baseline"]
@@ -339,12 +339,12 @@ def _problems(measurement: Entry, tolerance_percent: float) -> Iterator[str]:
         return
     rate, latency = baseline["ratios"]["requests_per_second"], baseline["ratios"][_TARGET_FIGURE]
     slower = []
-    if rate is not None and rate * (100 + tolerance_percent) < 100:
+    if rate is not None and rate * 100 < 100 - tolerance_percent:
         slower.append(f"{rate:.2f} times the requests per second")
     if latency is not None and latency * 100 > 100 + tolerance_percent:
         slower.append(f"{latency:.2f} times the p95 of E2E")
     if slower:
-        yield f"{_name(measurement)} is slower than on {baseline['started']}: {' and '.join(slower)}."
+        yield f"{_name(measurement)}, is slower than on {baseline['started']}: {' and '.join(slower)}."
 
 
 def benchmark_table(record: Entry, *, tolerance_percent: float) -> str:
