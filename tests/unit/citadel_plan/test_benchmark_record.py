@@ -122,6 +122,7 @@ def test_what_an_operator_asks_for() -> None:
     assert [job["model"] for job in work] == ["hermes-2", "phi-3-mini"]
     assert [(run["way"], run["concurrency"], run["prompts"]) for run in work[0]["runs"]] == [("direct", 1, 7), ("direct", 2, 7)]
     assert [run["concurrency"] for run in jobs(concurrency=1, gateway_url="")[0]["runs"]] == [1]
+    assert [run["prompts"] for run in jobs(models="hermes-2", prompts=3, gateway_url="")[0]["runs"]] == [3, 2 * PLACES["hermes-2"]]
 
 
 def test_no_more_than_the_plan_holds() -> None:
@@ -164,6 +165,8 @@ def test_a_model_that_cannot_answer_is_left_alone() -> None:
 def test_the_figures_are_those_of_bench_serve() -> None:
     found = one(record())
     assert found["figures"] == {name: round(RECORDED[key], 6) for name, key in FIGURES.items()}
+    named = ("requests_per_second", "request_throughput"), ("ttft_p50_milliseconds", "p50_ttft_ms"), ("e2e_p95_milliseconds", "p95_e2el_ms")
+    assert [found["figures"][ours] for ours, _ in named] == [round(RECORDED[theirs], 6) for _, theirs in named]
     assert found["bench_serve"] == RECORDED
     assert (found["vllm"], found["variant"], found["failed_requests"], found["problem"]) == (VLLM, "int8", 0, "")
     versions = {"citadel": "eb3f144c0ffe", "litellm": "1.106.2-a1b2c3d4e5f6", "haproxy": "2.6.12-1+deb12u4"}
