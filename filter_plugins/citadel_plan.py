@@ -20,6 +20,11 @@ if _SOURCE not in sys.path:
 
 from citadel_plan import (
     PlanError,
+    benchmark_jobs,
+    benchmark_problems,
+    benchmark_record,
+    benchmark_records,
+    benchmark_table,
     compare_memory,
     comparison_table,
     diff_plans,
@@ -148,6 +153,66 @@ def citadel_architectures(models: object, *, overrides: object = None) -> dict[s
         raise AnsibleFilterError(str(error)) from error
 
 
+def citadel_benchmark_jobs(planned: object, *, status: object, settings: object) -> list[dict[str, Any]]:
+    """Say what to measure; see citadel_benchmark_jobs.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence for everything that is wrong with the settings.
+
+    """
+    try:
+        return benchmark_jobs(_plain(planned), status=_plain(status), settings=_plain(settings))
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def citadel_benchmark_problems(record: object, *, tolerance_percent: object) -> list[str]:
+    """Say what is slower than it should be; see citadel_benchmark_problems.yml."""
+    return benchmark_problems(_plain(record), tolerance_percent=float(_plain(tolerance_percent)))
+
+
+def citadel_benchmark_record(
+    planned: object,
+    *,
+    jobs: object,
+    measured: object,
+    status: object,
+    started: str,
+    citadel_version: str,
+    earlier: object,
+    any_plan: bool,
+) -> dict[str, Any]:
+    """Compare what was measured; see citadel_benchmark_record.yml."""
+    return benchmark_record(
+        _plain(planned),
+        jobs=_plain(jobs),
+        measured=_plain(measured),
+        status=_plain(status),
+        started=_plain(started),
+        citadel_version=_plain(citadel_version),
+        earlier=_plain(earlier),
+        any_plan=bool(any_plan),
+    )
+
+
+def citadel_benchmark_records(texts: object) -> list[dict[str, Any]]:
+    """Read records of earlier benchmarks; see citadel_benchmark_records.yml.
+
+    Raises:
+        AnsibleFilterError: With a sentence that names a file that holds none.
+
+    """
+    try:
+        return benchmark_records(_plain(texts))
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def citadel_benchmark_table(record: object, *, tolerance_percent: object) -> str:
+    """Lay a benchmark out as text; see citadel_benchmark_table.yml."""
+    return benchmark_table(_plain(record), tolerance_percent=float(_plain(tolerance_percent)))
+
+
 def citadel_host_warnings(condition: object) -> list[str]:
     """Say what a host lacks; see citadel_host_warnings.yml."""
     return host_warnings(_plain(condition))
@@ -209,6 +274,11 @@ class FilterModule:
         return {
             "citadel_addresses": citadel_addresses,
             "citadel_architectures": citadel_architectures,
+            "citadel_benchmark_jobs": citadel_benchmark_jobs,
+            "citadel_benchmark_problems": citadel_benchmark_problems,
+            "citadel_benchmark_record": citadel_benchmark_record,
+            "citadel_benchmark_records": citadel_benchmark_records,
+            "citadel_benchmark_table": citadel_benchmark_table,
             "citadel_host_warnings": citadel_host_warnings,
             "citadel_latency_objectives": citadel_latency_objectives,
             "citadel_metrics_targets": citadel_metrics_targets,

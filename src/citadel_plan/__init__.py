@@ -8,6 +8,7 @@ from __future__ import annotations
 from .addresses import list_addresses
 from .api import plan
 from .architectures import list_architectures
+from .benchmark import benchmark_jobs, benchmark_problems, benchmark_record, benchmark_records, benchmark_table
 from .compare import compare_memory, comparison_table
 from .diff import diff_plans, diff_sentences
 from .host_warnings import host_warnings
@@ -25,6 +26,11 @@ from .variable_names import variable_name_problems
 __all__ = [
     "Plan",
     "PlanError",
+    "benchmark_jobs",
+    "benchmark_problems",
+    "benchmark_record",
+    "benchmark_records",
+    "benchmark_table",
     "compare_memory",
     "comparison_table",
     "diff_plans",

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from .columns import COLUMNS, Column, lay_out
 from .prose import wrap
 from .units import GIB, MIB
 
-COLUMNS: Final = 132
-"""What Ansible's indentation leaves of a terminal of 140 columns."""
-
 _DEPLOY: Final = "ansible-playbook site.yml"
-_COLUMNS: Final = (
+_COLUMNS: Final[tuple[Column, ...]] = (
     ("service", str.ljust, 23),
     ("state", str.ljust, 12),
     ("since", str.ljust, 14),
@@ -23,7 +21,7 @@ _COLUMNS: Final = (
     ("KV", str.rjust, 4),
     ("version", str.ljust, 20),
 )
-"""Heading, alignment, and the most that a cell may take: with two columns between them they fill a line."""
+"""With two spaces between them they fill a line."""
 
 _SMALL_BYTES: Final = 10 * GIB
 _RUNNING: Final = frozenset({"active", "activating", "reloading", "deactivating", None})
@@ -55,7 +53,7 @@ def status_problems(status: Entry, *, host: str) -> list[str]:
     if status["units_problem"]:
         problems.append(f"systemd does not tell of its units ({_clean(status['units_problem'])}). Next: systemctl is-system-running")
     for service in status["services"]:
-        problems += _service_problems(service)
+        problems += service_problems(service)
     edge_answers = any(service["kind"] == "edge" and service["answers"] for service in status["services"])
     for service in status["services"] if edge_answers else ():
         if _state(service) == "generating" and service["breaker"] != "closed":
@@ -89,12 +87,7 @@ def status_table(status: Entry, *, host: str) -> str:
         return "\n".join(line for problem in problems for line in _wrapped(problem))
     held = _memory(status["slice"]["held_bytes"], status["slice"]["limit_bytes"])
     lines = [f"{host} ({status['plan']['device']}) at {status['now']}; memory of models and gateway together: {held}"]
-    rows = [tuple(heading for heading, _, _ in _COLUMNS), *map(_cells, status["services"])]
-    rows = [tuple(_cut(cell, most) for cell, (_, _, most) in zip(row, _COLUMNS, strict=True)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [
-        "  ".join(align(cell, width) for cell, width, (_, align, _) in zip(row, widths, _COLUMNS, strict=True)).rstrip() for row in rows
-    ]
+    table = lay_out(_COLUMNS, [_cells(service) for service in status["services"]])
     lines.append(table[0])
     for row, service in zip(table[1:], status["services"], strict=True):
         lines.append(row)
@@ -117,10 +110,6 @@ def _clean(text: object) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def _state(service: Entry) -> str:
     """One word for what a service does: its own where it tells, else systemd's."""
     if service["load_state"] == "not-found":
@@ -133,7 +122,8 @@ def _state(service: Entry) -> str:
     return "silent" if active in {"active", None} else str(active)
 
 
-def _service_problems(service: Entry) -> Iterator[str]:
+def service_problems(service: Entry) -> Iterator[str]:
+    """Say what is not well with one service, and the next command to run."""
     name, unit, state = service["name"], service["unit"], _state(service)
     look, journal = f"systemctl status {unit}", f"journalctl -u {unit} -n 50"
     said = _clean(service.get("detail") or service["status_text"])

@@ -139,6 +139,15 @@ def test_what_a_client_sends_reaches_the_model_unchanged(gateway: Gateway, backe
     assert {name: body.get(name) for name in sent} == sent
 
 
+def test_what_a_benchmark_relies_on_reaches_the_model(gateway: Gateway, backends: dict[str, Backend]) -> None:
+    """As vLLM's `bench serve` sends it: without `ignore_eos` its answers would be of any length, and its figures of nothing."""
+    options = {"max_tokens": 32, "ignore_eos": True, "temperature": 0.0, "repetition_penalty": 1.0}
+    body = {"model": "hermes-2", "prompt": "Hello", "logprobs": None, "stream": True, "stream_options": {"include_usage": True}, **options}
+    assert gateway.post(TEXT, body).status == 200
+    (received,) = backends["hermes-2"].received
+    assert received.body | options == received.body
+
+
 def test_two_hosts_with_one_model_share_its_load(gateway: Gateway, backends: dict[str, Backend], second_phi: Backend) -> None:
     for _ in range(40):
         assert gateway.post(CHAT, request(CHAT, model="phi-3-mini")).status == 200

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from citadel_plan import status_problems, status_table
-from citadel_plan.status import COLUMNS
+from citadel_plan.columns import COLUMNS
 from unit.plan_examples import PROJECT
 
 HOST = "hx-llm-server-01"
