@@ -27,7 +27,9 @@ class Cgroup:
         version_2 = cgroups / group.lstrip("/")
         self._is_version_2 = (version_2 / "memory.stat").exists()
         self._folder = version_2 if self._is_version_2 else cgroups / "memory" / group.lstrip("/")
-        self._cpu_folders = [version_2] if self._is_version_2 else [cgroups / name / group.lstrip("/") for name in ("cpu", "cpuacct")]
+        self._cpu_folder, self._cpuacct_folder, self._unified_folder = (
+            version_2 if self._is_version_2 else cgroups / name / group.lstrip("/") for name in ("cpu", "cpuacct", "unified")
+        )
 
     def held_bytes(self) -> int:
         """Memory that cannot be reclaimed: anonymous and shared memory and what the kernel keeps for it. Page cache is left out."""
@@ -51,11 +53,13 @@ class Cgroup:
 
     def cpu_time(self) -> CpuTime:
         """CPU time that it has used, and what its quota has held back."""
-        counts = _pairs((self._cpu_folders[0] / "cpu.stat").read_text())
-        if self._is_version_2:
-            used, throttled = counts["usage_usec"] / 1e6, counts.get("throttled_usec", 0) / 1e6
+        counts = _pairs((self._cpu_folder / "cpu.stat").read_text())
+        throttled = counts.get("throttled_usec", 0) / 1e6 if self._is_version_2 else counts["throttled_time"] / 1e9
+        # With version 1 the service manager leaves the accounting to version 2, where the kernel has that beside it.
+        if (unified := self._unified_folder / "cpu.stat").exists():
+            used = _pairs(unified.read_text())["usage_usec"] / 1e6
         else:
-            used, throttled = int((self._cpu_folders[1] / "cpuacct.usage").read_text()) / 1e9, counts["throttled_time"] / 1e9
+            used = int((self._cpuacct_folder / "cpuacct.usage").read_text()) / 1e9
         return CpuTime(used, counts.get("nr_periods", 0), counts.get("nr_throttled", 0), throttled)
 
     def limit_bytes(self) -> int:

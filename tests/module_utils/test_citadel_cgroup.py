@@ -26,7 +26,14 @@ VERSION_1 = {
     "../cpu/cpu.stat": "nr_periods 40\nnr_throttled 10\nthrottled_time 750000000\n",
     "../cpuacct/cpuacct.usage": "2500000000\n",
 }
-VERSIONS = pytest.mark.parametrize(("root", "files"), [(".", VERSION_2), ("memory", VERSION_1)], ids=["version 2", "version 1"])
+VERSION_1_BESIDE_2 = {name: text for name, text in VERSION_1.items() if "cpuacct" not in name} | {
+    "../unified/cpu.stat": "usage_usec 2500000\nuser_usec 1500000\nsystem_usec 1000000\n"
+}
+VERSIONS = pytest.mark.parametrize(
+    ("root", "files"),
+    [(".", VERSION_2), ("memory", VERSION_1), ("memory", VERSION_1_BESIDE_2)],
+    ids=["version 2", "version 1", "version 1 beside version 2"],
+)
 
 
 def cgroup(cgroups: Path, root: str, files: dict[str, str]) -> Cgroup:
