@@ -24,7 +24,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "roles" / "gateway" / "files"))
 
 from citadel_request import read_demand  # noqa: E402 - the modules are used as they are copied to a host
-from citadel_routing import decide, load_rules, read_state  # noqa: E402
+from citadel_routing import decide, load_rules, read_state  # noqa: E402 - the same
 
 CONTEXTS = {"mixtral-8x7b": 32768, "hermes-2": 8192, "openchat-3.5": 4096, "phi-3-mini": 2048}
 WORDS = "The quick brown fox, number 12, jumps over the lazy dog.\n"

@@ -47,7 +47,7 @@ def by_length(found: Mapping[str, Any], output_tokens: int) -> dict[str, float]:
     `bench serve` takes the number of tokens from a last piece that has no choice, as OpenAI sends it. LiteLLM's has one: the tokens of its
     answers would be counted in the text, which is not what the model has generated.
     """
-    import numpy as np  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415 - only the runtime on the host has it, and the module that sends this has not
 
     answered = [(latency - ttft) * 1000 for latency, ttft in zip(found["latencies"], found["ttfts"], strict=True) if latency]
     p50, p95 = np.percentile(answered or [0.0], [50, 95]) / max(output_tokens - 1, 1)
@@ -64,8 +64,8 @@ def measure(runs: Iterable[Mapping[str, Any]]) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     # There is no vLLM where the module itself runs.
-    from vllm.benchmarks.serve import add_cli_args, main_async  # noqa: PLC0415
-    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
+    from vllm.benchmarks.serve import add_cli_args, main_async  # noqa: PLC0415 - as above
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415 - as above
 
     for run in runs:
         # Where `bench serve` looks for it; an empty one is none.

