@@ -1,11 +1,13 @@
-"""Several workers behind one port: what only they can get wrong."""
+"""Workers behind one port, and those that take their place: what only they can get wrong."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -63,3 +65,45 @@ def test_workers_count_together_and_drain_together(gateway: Gateway, backend: Ba
         for stream in streams:
             assert "".join(event["choices"][0]["delta"].get("content") or "" for event in stream.result().events()) == ANSWER
     assert gateway.process.wait(timeout=30) == 0
+
+
+def test_a_worker_that_has_grown_is_replaced_without_a_lost_request_or_a_lost_count(tmp_path: Path, eventually: Eventually) -> None:
+    """With a bound that every worker is beyond: each is replaced as soon as its own replacement is ready."""
+    kinds: list[tuple[dict[str, Any], int]] = [
+        (REQUEST | {"model": "hermes-2"}, 200),
+        (REQUEST | {"model": "hermes-2", "stream": True}, 200),
+        (REQUEST, 200),
+        (REQUEST | {"model": "openchat-3.5"}, 200),  # by fallback
+        (REQUEST | {"model": "phi-3-mini"}, 400),
+        (REQUEST | {"model": "unknown"}, 404),
+        ({"messages": "Hello"}, 400),
+    ]
+    sent: list[tuple[int, int]] = []
+    with Backend("hermes-2") as able, Backend("openchat-3.5", refusal=(500, "broken")) as broken, Backend("phi-3-mini") as refusing:
+        refusing.refusal = (400, "no")
+        variables = {"gateway_fallbacks": {"openchat-3.5": ["hermes-2"]}, "gateway_routing_rules": [{"name": "all", "models": ["hermes-2"]}]}
+        places = [upstream(place) for place in (able, broken, refusing)]
+        with Gateway(tmp_path, places, variables, worker_memory_max_bytes=1) as gateway:
+
+            def replaced() -> int:
+                return len(re.findall(r"takes its place", gateway.log()))
+
+            def ask(number: int) -> None:
+                for position in itertools.count(number):
+                    body, expected = kinds[position % len(kinds)]
+                    sent.append((expected, gateway.post(CHAT, body).status))
+                    if replaced() >= 2 and len(sent) >= 10 * len(kinds):
+                        return
+
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                list(pool.map(ask, range(4)))
+
+            def counted() -> float:
+                return total(gateway.get("/metrics/").text, "litellm_proxy_total_requests_metric_total", route=CHAT)
+
+            assert [(expected, status) for expected, status in sent if status != expected] == []
+            eventually(counted, len(sent))
+            page = gateway.get("/metrics/").text
+            (asked,) = {len(able.received) + len(refusing.received)} 
+            assert asked
+            print(len(sent), page)
