@@ -1,4 +1,4 @@
-"""A model server that costs next to nothing: what it answers is made before anybody asks. It is a process of its own, beside the one that asks.
+"""A model server that costs next to nothing: what it answers is made before anybody asks. It is a process of its own.
 
     backend.py PORT
 

@@ -1,4 +1,4 @@
-"""What is measured: LiteLLM as its documentation has it started, and as the role gateway runs it, both on loopback with the same model server."""
+"""What is measured: LiteLLM as its documentation has it started, LiteLLM as the role gateway runs it, and the edge, all on loopback."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ for _folder in ("src", "tests", "roles/service_framework/files"):
 
 import yaml  # noqa: E402 - the project's own code is used from the checkout
 from backend import MODELS  # noqa: E402 - beside this file
+
 from citadel_supervise import Process, session_processes  # noqa: E402 - from the checkout
+from edge.haproxy import SERVER, TRUSTED, make_edge, tool, write_configuration  # noqa: E402 - from the checkout
 from gateway.harness import MASTER_KEY, Gateway, litellm_environment, upstream  # noqa: E402 - from the checkout
 from supervised import free_port  # noqa: E402 - from the checkout
 
 START_SECONDS: Final = 180
+MIB: Final = 2**20
+UNBOUNDED: Final = 2**40
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class System:
     port: int
     leaders: Sequence[int]
     key: str | None = None
+    address: str = "127.0.0.1"
+    source: str = "127.0.0.1"
 
     def processes(self) -> list[Process]:
         """List its processes that live."""
@@ -83,7 +89,9 @@ def answers(port: int, path: str) -> bool:
 def running(command: Sequence[str], environment: Mapping[str, str], *, port: int, path: str, output: Path) -> Iterator[int]:
     """Run a command in a session of its own until the end of the block; gives the session's leader once `path` is answered."""
     with output.open("ab") as file:
-        process = subprocess.Popen(command, env=dict(environment), stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=dict(environment), stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + START_SECONDS
         while not answers(port, path):
@@ -107,6 +115,19 @@ def model_server(folder: Path) -> Iterator[System]:
     command = [sys.executable, str(Path(__file__).with_name("backend.py")), str(port)]
     with running(command, os.environ, port=port, path="/state", output=folder / "backend.log") as leader:
         yield System("backend", port, [leader])
+
+
+@contextlib.contextmanager
+def edge(folder: Path, backend: System) -> Iterator[System]:
+    """Run HAProxy from what the role edge renders, without limits per client; the model server stands where the gateway does."""
+    folder.mkdir()
+    made = make_edge(folder, edge_keyless_requests_per_minute=0, edge_keyless_concurrent_requests=0)
+    # The edge listens on the gateway's port as well, on its own address.
+    made.gateway_port = backend.port
+    configuration = write_configuration(folder, made.variables)
+    command = [tool("haproxy"), "-db", "-f", str(configuration)]
+    with running(command, os.environ, port=made.exporter_port, path="/metrics", output=folder / "log") as leader:
+        yield System("edge", backend.port, [leader], address=SERVER, source=TRUSTED)
 
 
 @contextlib.contextmanager
@@ -138,10 +159,16 @@ def stock(folder: Path, backend: System, *, workers: int, settings: Mapping[str,
 
 @contextlib.contextmanager
 def ours(
-    folder: Path, backend: System, *, workers: int, name: str = "ours", variables: Mapping[str, Any] | None = None
+    folder: Path,
+    backend: System,
+    *,
+    workers: int,
+    variables: Mapping[str, Any] | None = None,
+    worker_memory_max_bytes: int = UNBOUNDED,
 ) -> Iterator[System]:
     """Run LiteLLM from what the role gateway renders."""
+    folder.mkdir()
     places = [upstream(Place(model, backend.port)) for model in MODELS]
     given = {"gateway_edge_state_url": f"http://127.0.0.1:{backend.port}/state", **(variables or {})}
-    with Gateway(folder, places, given, workers=workers) as gateway:
-        yield System(name, gateway.port, [gateway.supervised.main_process()], MASTER_KEY)
+    with Gateway(folder, places, given, workers=workers, worker_memory_max_bytes=worker_memory_max_bytes) as gateway:
+        yield System("ours", gateway.port, [gateway.supervised.main_process()], MASTER_KEY)

@@ -6,8 +6,6 @@ import shlex
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from citadel_supervise import parse_arguments
 from gateway.harness import ROLE, directives, plan, role_variables
 from rendering import PROJECT, render, role_defaults

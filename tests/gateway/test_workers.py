@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -78,32 +77,34 @@ def test_a_worker_that_has_grown_is_replaced_without_a_lost_request_or_a_lost_co
         (REQUEST | {"model": "unknown"}, 404),
         ({"messages": "Hello"}, 400),
     ]
-    sent: list[tuple[int, int]] = []
-    with Backend("hermes-2") as able, Backend("openchat-3.5", refusal=(500, "broken")) as broken, Backend("phi-3-mini") as refusing:
-        refusing.refusal = (400, "no")
-        variables = {"gateway_fallbacks": {"openchat-3.5": ["hermes-2"]}, "gateway_routing_rules": [{"name": "all", "models": ["hermes-2"]}]}
+    answers: list[tuple[int, int]] = []
+    with Backend("hermes-2") as able, Backend("openchat-3.5", (500, "broken")) as broken, Backend("phi-3-mini", (400, "no")) as refusing:
         places = [upstream(place) for place in (able, broken, refusing)]
+        variables = {"gateway_fallbacks": {"openchat-3.5": ["hermes-2"]}}
         with Gateway(tmp_path, places, variables, worker_memory_max_bytes=1) as gateway:
 
-            def replaced() -> int:
-                return len(re.findall(r"takes its place", gateway.log()))
+            def page() -> str:
+                return gateway.get("/metrics/").text
+
+            def counted(**labels: str) -> float:
+                return total(page(), "litellm_proxy_total_requests_metric_total", route=CHAT, **labels)
 
             def ask(number: int) -> None:
                 for position in itertools.count(number):
                     body, expected = kinds[position % len(kinds)]
-                    sent.append((expected, gateway.post(CHAT, body).status))
-                    if replaced() >= 2 and len(sent) >= 10 * len(kinds):
+                    answers.append((expected, gateway.post(CHAT, body).status))
+                    if len(answers) >= 10 * len(kinds) and gateway.log().count("takes its place") >= 2:
                         return
 
+            assert total(page(), "litellm_proxy_total_requests_metric_total") == 0, "the warm-up does not count"
             with ThreadPoolExecutor(max_workers=4) as pool:
                 list(pool.map(ask, range(4)))
-
-            def counted() -> float:
-                return total(gateway.get("/metrics/").text, "litellm_proxy_total_requests_metric_total", route=CHAT)
-
-            assert [(expected, status) for expected, status in sent if status != expected] == []
-            eventually(counted, len(sent))
-            page = gateway.get("/metrics/").text
-            (asked,) = {len(able.received) + len(refusing.received)} 
-            assert asked
-            print(len(sent), page)
+            assert [(expected, status) for expected, status in answers if status != expected] == []
+            eventually(counted, len(answers))
+            for status in ("200", "400", "404"):
+                assert counted(status_code=status) == answers.count((int(status), int(status)))
+            by_fallback = total(page(), "litellm_deployment_successful_fallbacks_total", requested_model="openchat-3.5")
+            assert by_fallback == len(broken.received)
+            chosen = total(page(), "citadel_gateway_decisions_total")
+            assert chosen == len(able.received) + len(refusing.received), "whoever was told of an unknown model had none chosen"
+            assert "pid=" not in page(), "or each replacement would leave series behind"

@@ -64,7 +64,7 @@ async def app(scope: Message, receive: Receive, send: Send) -> None:
 
 async def _warm_up() -> None:
     """Never keeps a worker from starting: whatever goes wrong, the first clients find out."""
-    global _warming_up  # noqa: PLW0603 - prometheus_client wants a function without arguments
+    global _warming_up
     folder = os.environ[_METRICS_FOLDER]
     with tempfile.TemporaryDirectory(prefix="warming-up-", dir=os.path.dirname(folder)) as elsewhere:  # noqa: PTH120 - text in, text out
         os.environ[_METRICS_FOLDER], _warming_up = elsewhere, True

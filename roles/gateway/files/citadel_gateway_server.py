@@ -51,6 +51,15 @@ class Connection(HttpToolsProtocol):
             super().shutdown()
 
 
+class Settings(Config):
+    """uvicorn's settings."""
+
+    def load(self) -> None:
+        """Load the application, and set up logging again: LiteLLM gives its loggers handlers of its own when it is imported."""
+        super().load()
+        self.configure_logging()
+
+
 class Workers(Multiprocess):
     """uvicorn's workers, each with a bound on its memory."""
 
@@ -128,7 +137,7 @@ def main() -> None:
     metrics.mkdir(parents=True, exist_ok=True)
     for left_over in metrics.iterdir():
         left_over.unlink()
-    config = Config(
+    config = Settings(
         "citadel_gateway_app:app",
         host=options.host,
         port=options.port,
