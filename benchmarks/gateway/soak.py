@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import load
 import systems
-from speed import BODY, target
+from speed import BODY, milliseconds, target
 
 CONNECTIONS: Final = 8
 SAMPLES: Final = 48
@@ -100,10 +100,7 @@ def replacements(folder: Path, backend: systems.System, wanted: int) -> dict[str
 
 
 def _quantiles(times: list[float]) -> dict[str, float]:
-    ordered = sorted(times)
-    return (
-        {f"p{percent}": ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] * 1000 for percent in (50, 99, 100)} if times else {}
-    )
+    return {f"p{percent}": milliseconds(times, percent) for percent in (50, 99, 100)} if times else {}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""LiteLLM as it comes and as the role gateway runs it, one after the other in every round of one run, before a model server that costs nothing.
+"""LiteLLM as it comes and as the role gateway runs it, in turn in every round of one run, before a model server that costs nothing.
 
     make benchmark                 all of it, under ten minutes
     … benchmarks/gateway/speed.py --rounds 1 --output build/gateway-speed.json
@@ -131,10 +131,8 @@ def measure_edge(backend: systems.System, through: systems.System) -> dict[str, 
 
 def print_tables(found: dict[str, Any]) -> None:
     """Print what a person reads."""
-    print(
-        "            |  req/s per worker |  CPU ms per request |  added ms p50 / p95 / p99                  |  added ms to the first byte, p50"
-    )
-    print("            |   stock     ours  |   stock     ours    |  stock                 ours                |   stock     ours")
+    print(f"{'':<12}| req/s per worker  | CPU ms per request  | added ms, p50 / p95 / p99                    | to the first byte, p50")
+    print(f"{'':<12}|   stock     ours  |   stock     ours    | stock                  ours                  |   stock     ours")
     for cell, each in found["gateways"].items():
         stock, ours = each["stock"], each["ours"]
         added = [" / ".join(f"{one['added_milliseconds'][f'p{q}']:.0f}" for q in QUANTILES) for one in (stock, ours)]
@@ -157,13 +155,14 @@ def print_tables(found: dict[str, Any]) -> None:
         print(f"{name:<12} " + ", ".join(f"{each['anonymous_bytes'] / systems.MIB:.0f}" for each in memory["processes"]))
     print("\nthe edge alone:")
     for cell, each in found["edge"].items():
-        edge = each["edge"]
+        edge, alone = each["edge"], each["load_generator_requests_per_second"]
+        added = " / ".join(f"{edge['added_milliseconds'][f'p{q}']:.2f}" for q in QUANTILES)
         print(
-            f"{cell:<12} adds {edge['added_milliseconds']['p50']:.2f} / {edge['added_milliseconds']['p95']:.2f} / "
-            f"{edge['added_milliseconds']['p99']:.2f} ms (p50 / p95 / p99), {edge['cpu_milliseconds'] * 1000:.0f} µs of CPU per request, "
-            f"{edge['requests_per_second_and_worker']:.0f} requests/s; the load generator alone {each['load_generator_requests_per_second']:.0f}"
+            f"{cell:<12} adds {added} ms (p50 / p95 / p99), {edge['cpu_milliseconds'] * 1000:.0f} µs of CPU per request, "
+            f"{edge['requests_per_second_and_worker']:.0f} requests/s; the load generator without it {alone:.0f}"
         )
-    print(f"\nload average before and after: {found['load_average'][0]} and {found['load_average'][1]}; {found['seconds']:.0f} s")
+    before, after = ([round(value, 1) for value in each] for each in found["load_average"])
+    print(f"\nload average before and after: {before} and {after}; {found['seconds']:.0f} s")
 
 
 def main() -> int:
