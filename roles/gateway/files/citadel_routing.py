@@ -265,7 +265,7 @@ class _Choice:
         return self.demand.stream and self.demand.kind == COMPLETION
 
     def _known_down(self, name: str) -> bool:
-        """Whether asking is of no use. A model on trial is asked, or it would never be taken back, but not where nobody else could answer then."""
+        """Whether asking is of no use. A model on trial is asked, or it would never be taken back, unless nobody else could answer then."""
         state = None if self.rules.models[name].elsewhere else self.state.get(name)
         return state is not None and not state.able and (self._asked_once or not state.on_trial)
 
