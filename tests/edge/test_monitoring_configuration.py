@@ -139,9 +139,7 @@ def listens_at(pid: int) -> set[str]:
     return {line.split()[3] for line in output.splitlines() if f"pid={pid}," in line}
 
 
-@pytest.mark.parametrize(
-    ("tls", "certificates"), [("none", []), ("files", ["server.pem", "ca.pem"]), ("local_ca", ["server.pem", "ca.pem"])]
-)
+@pytest.mark.parametrize(("tls", "certificates"), [("none", []), ("files", ["server.pem", "ca.pem"])])
 def test_the_exporter_is_told_of_what_the_edge_serves_tls_with(tls: str, certificates: list[str]) -> None:
     wiring = DataLoader().load_from_file(str(PROJECT / "playbooks" / "vars" / "monitoring.yml"), trusted_as_template=True)
     files = {name: wiring[name] for name in ("monitoring_certificate_files", "monitoring_key_files")}

@@ -1,7 +1,7 @@
 """Set aside what keeps Prometheus from starting, so that it comes back by itself: a broken block of its data is worth less than all alerts.
 
 Prometheus repairs its write-ahead log by itself, but refuses to start for a block that it cannot open, and for a file of recent chunks
-that does not begin as one. Both are moved out of its folder, and said: in the journal what and of which time, in a metric how many there are.
+that does not begin as one. Both are moved out of its folder, and said: in the journal what and of which time, in a metric how many.
 """
 
 from __future__ import annotations
@@ -56,11 +56,8 @@ def set_aside(data: Path, aside: Path) -> None:
         lost = time_of(broken)
         aside.mkdir(exist_ok=True)
         broken.rename(aside / f"{broken.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
-        print(
-            f"<3>set aside {broken}, the measurements of {lost}, which would keep Prometheus from starting: {why}",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"<3>set aside {broken}, the measurements of {lost}, which would keep Prometheus from starting: {why}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str]) -> int:
