@@ -413,7 +413,16 @@ def test_every_answer_has_the_headers_that_make_sense_for_an_api(edge: Edge, sou
 
 @pytest.mark.parametrize(
     "target",
-    ["/", "/graph?g0.expr=up", "/api/v1/query?query=up", "/api/v1/label/job/values", "/static/js/main.js", "/-/healthy", "/-/ready"],
+    [
+        "/",
+        "/graph?g0.expr=up",
+        "/consoles/model.html?host=a&model=openchat-3.5&hours=6",
+        "/api/v1/query?query=up",
+        "/api/v1/label/job/values",
+        "/static/js/main.js",
+        "/-/healthy",
+        "/-/ready",
+    ],
 )
 def test_prometheus_can_be_read(edge: Edge, target: str) -> None:
     assert ask(edge.prometheus_port, target).json["target"] == target
@@ -443,6 +452,18 @@ def test_prometheus_can_be_read(edge: Edge, target: str) -> None:
 def test_prometheus_cannot_be_administered(edge: Edge, target: str) -> None:
     for method in ("GET", "POST"):
         assert ask(edge.prometheus_port, target, method=method).status == 404
+
+
+def test_no_script_runs_on_the_consoles(edge: Edge) -> None:
+    policy = ask(edge.prometheus_port, "/consoles/index.html").headers["content-security-policy"]
+    assert dict(part.split(" ", 1) for part in policy.split("; ")) == {
+        "default-src": "'none'",
+        "style-src": "'unsafe-inline'",
+        "img-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
 
 
 def test_prometheus_takes_no_other_method(edge: Edge) -> None:
