@@ -43,6 +43,8 @@ def _well_again(edge: Edge) -> Iterator[None]:
     backend.generation_gate.set()
     backend.health_status = backend.generation_status = 200
     backend.start_again()
+    edge.gateway.gate.set()
+    edge.gateway.health_status = 200
     edge.gateway.start_again()
     # An answer closes a breaker that failures have opened, and ends what has been counted.
     until(lambda: upstream(edge).status == 200 and edge.health().status == 200, seconds=20, what="everything is healthy again")
@@ -331,9 +333,10 @@ def test_a_request_is_held_while_the_gateway_restarts_and_sent_once(edge: Edge) 
 
 def test_a_request_is_held_while_the_gateway_stops_as_well(edge: Edge) -> None:
     """What still listens then accepts nothing any more, and would break off what it has not accepted."""
+    down = edge.log().count("gateway/gateway is DOWN")
     edge.gateway.health_status = 503
+    until(lambda: edge.log().count("gateway/gateway is DOWN") > down, seconds=5, what="the edge knows that the gateway stops")
     edge.gateway.gate.clear()
-    until(lambda: "gateway/gateway is DOWN" in edge.log(), seconds=5, what="the edge knows that the gateway stops")
     before = len(edge.gateway.received)
     with ThreadPoolExecutor() as pool:
         answers = [pool.submit(ask, edge.gateway_port, "/v1/completions", method="POST", body=CHAT) for _ in range(4)]
