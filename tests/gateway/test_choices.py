@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.choices import CASES, DOWN, HERMES, INVENTORY, MIXTRAL, OPENCHAT, PARAGRAPH, PHI, chat, state_document
+from gateway.choices import CASES, DOWN, HERMES, INVENTORY, MIXTRAL, NO_MODEL, OPENCHAT, PARAGRAPH, PHI, chat, state_document
 from gateway.edge_state import EdgeState
 from gateway.harness import MODELS, Gateway, Response, upstream
 from gateway.metrics import total
@@ -71,6 +71,7 @@ def test_the_table(gateway: Gateway, edge: EdgeState, backends: dict[str, Backen
     answer = post(gateway, wanted.body, chat=wanted.chat, permitted=wanted.permitted)
     if wanted.answer[0].isdecimal():
         assert (str(answer.status), answer.json()["error"]["code"]) == wanted.answer
+        assert ("x-citadel-route" in answer.headers) == (wanted.answer != NO_MODEL), "where a rule has chosen"
         assert asked(backends) == []
         return
     assert answer.status == 200, answer.text

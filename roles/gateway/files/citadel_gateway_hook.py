@@ -82,8 +82,10 @@ class RequestRefused(Exception):
 class RefusalError(ProxyException, HTTPException):  # type: ignore[misc]  # LiteLLM is typed, but not where this file is checked
     """A `Refusal` as LiteLLM takes it: from a hook after a failure only as HTTPException, and unchanged only as ProxyException."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal, *, route: str | None = None) -> None:
         headers = {} if refusal.retry_after_seconds is None else {"Retry-After": str(refusal.retry_after_seconds)}
+        if route is not None:
+            headers["x-citadel-route"] = route
         ProxyException.__init__(self, message=refusal.message, type=refusal.kind, param=refusal.param, code=refusal.status, headers=headers)
         # ProxyException has called HTTPException with the message for a status.
         self.status_code, self.detail = refusal.status, refusal.message
@@ -145,7 +147,8 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
         if not isinstance(decision, NoSuchModel):
             _DECISIONS.labels(decision.route, decision.model).inc()
         if not isinstance(decision, Decision):
-            raise RefusalError(refusal_before(decision, self._rules))
+            route = None if isinstance(decision, NoSuchModel) else decision.route
+            raise RefusalError(refusal_before(decision, self._rules), route=route)
         data["model"] = decision.model
         data["fallbacks"] = decision.others
         course = Course(decision=decision, demand=demand, permitted=permitted)
@@ -187,6 +190,9 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
             return None
         course = _course(request_data)
         if course is not None:
+            if not course.has_heard_of_last():
+                # LiteLLM opens a stream of completions after its router, which then has noted nothing.
+                _note(course, original_exception)
             refusal = refusal_after(course, self._rules)
             return RefusalError(refusal) if refusal is not None else None
         # LiteLLM has decided about the key: whom it lets in has a role here.
