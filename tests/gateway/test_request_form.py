@@ -172,7 +172,3 @@ def test_a_value_of_another_form_is_refused_by_its_name(name: str, value: object
 @pytest.mark.parametrize("prompt", [5, {}, [], [[]], ["x", 5], [[1], "x"], [["x"]], [True], [1.5], [2**63], [None]])
 def test_a_prompt_of_another_form_is_refused(prompt: object) -> None:
     assert refused(TEXT, {"prompt": prompt}) == (400, "invalid_type", "prompt")
-
-
-def test_nobody_makes_embeddings() -> None:
-    assert refused("/v1/embeddings", {"model": "hermes-2", "input": "x"}) == (404, "model_not_found", "model")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 _JSON: Final = "application/json"
-_NOT_FOUND: Final = 404
 _UNSUPPORTED_MEDIA_TYPE: Final = 415
 
 # A name is a client's text and may be of any length.
@@ -197,7 +196,6 @@ TEXT_PARAMETERS: Final[dict[str, Form]] = (
 )
 
 _PARAMETERS: Final[dict[str, dict[str, Form]]] = {"/v1/chat/completions": CHAT_PARAMETERS, "/v1/completions": TEXT_PARAMETERS}
-_EMBEDDINGS: Final = "/v1/embeddings"
 
 
 def read(path: str, content_type: str, payload: bytes) -> bytes | Refusal:
@@ -205,9 +203,6 @@ def read(path: str, content_type: str, payload: bytes) -> bytes | Refusal:
     body = _parse(content_type, payload)
     if isinstance(body, Refusal):
         return body
-    if path == _EMBEDDINGS:
-        message = "No model here makes embeddings; GET /v1/models lists the models and what they do."
-        return _refusal("model_not_found", message, param="model", status=_NOT_FOUND)
     if refusal := _refusal_of_parameters(body, _PARAMETERS[path]):
         return refusal
     if LEFT_OUT.keys().isdisjoint(body):
@@ -268,7 +263,7 @@ class FormCheck:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Look at the body of a POST to a model, then let the application read it again."""
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in (*_PARAMETERS, _EMBEDDINGS):
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in _PARAMETERS:
             await self._app(scope, receive, send)
             return
         parts: list[bytes] = []
