@@ -194,7 +194,12 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
                 # LiteLLM opens a stream of completions after its router, which then has noted nothing.
                 _note(course, original_exception)
             refusal = refusal_after(course, self._rules)
-            return RefusalError(refusal) if refusal is not None else None
+            if refusal is None:
+                return None
+            # Of a stream LiteLLM takes not what is returned here, but the words of the exception.
+            for name, value in {"message": refusal.message, "type": refusal.kind, "param": refusal.param}.items():
+                setattr(original_exception, name, value)
+            return RefusalError(refusal)
         # LiteLLM has decided about the key: whom it lets in has a role here.
         came_in = getattr(user_api_key_dict, "user_role", None) is not None
         has_status = hasattr(original_exception, "code") or hasattr(original_exception, "status_code")
