@@ -268,6 +268,7 @@ def _note(course: Course, exception: Exception) -> None:
         status=getattr(exception, "status_code", None),
         message=str(exception),
         retry_after=headers.get("retry-after"),
+        param=getattr(exception, "param", None),
     )
 
 
