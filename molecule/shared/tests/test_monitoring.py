@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 from lab_host import HOST, Answer, ask, health, until
+from prometheus import Prometheus
 from promql import selectors
 from testinfra.host import Host
 
@@ -43,29 +43,6 @@ LABELS = {
 LINES = {"memory_near_limit": 95.0, "memory_off_prediction": 110.0, "errors_allowed": 99.5, "slow_allowed": 95.0}
 RECORDED_SECONDS = 240
 """Two scrapes after the traffic, and an evaluation of the slowest group."""
-
-
-class Prometheus:
-    """Asked as an operator's browser asks it, through the edge."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-
-    def get(self, path: str, **parameters: str) -> Any:
-        answer = ask(self._port, f"/api/v1/{path}?{urlencode(parameters)}")
-        assert answer.status == 200, f"{path} {parameters}: {answer.text}"
-        return answer.json()["data"]
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        return list(self.get("query", query=expression)["result"])
-
-    def console(self, page: str, **parameters: str) -> Answer:
-        answer = ask(self._port, f"/consoles/{page}?{urlencode(parameters)}")
-        assert answer.status == 200, answer.text
-        return answer
-
-    def rules(self) -> list[dict[str, Any]]:
-        return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
 
 
 def set_servers(server: Host, models: Iterable[str], state: str) -> None:
