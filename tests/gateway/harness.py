@@ -172,6 +172,8 @@ class Gateway:
             role_variables()
             | {
                 "gateway_plan": plan(self.port, self.workers) | {"worker_memory_max_bytes": self.worker_memory_max_bytes},
+                "gateway_state_port": free_port(),
+                "gateway_stop_notice_seconds": 0,
                 "gateway_upstreams": list(self.upstreams),
                 "gateway_routing_rules": [{"name": "otherwise", "models": sorted(models, key=lambda name: name != "hermes-2")}],
                 "gateway_runtime_path": str(litellm_environment()),

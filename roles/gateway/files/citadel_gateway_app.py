@@ -1,4 +1,4 @@
-"""LiteLLM's own ASGI application, unmodified, with a warm-up at the end of its start: uvicorn takes no connection before it is over.
+"""LiteLLM's own ASGI application, unmodified, behind the check of a request's form, and warm before uvicorn takes a connection.
 
 The first request of a process imports a part of LiteLLM and builds validators and clients, for about a second. So each worker sends itself
 a few requests, within the process; LiteLLM makes up their answers (`mock_response`), no model is asked. They are not counted: Prometheus'
@@ -50,16 +50,24 @@ values.ValueClass = values.MultiProcessValue(process_identifier=_counts_as)
 from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER  # noqa: E402 - see above
 from litellm.proxy.proxy_server import app as litellm_app  # noqa: E402
 
+from citadel_request_form import FormCheck  # noqa: E402
+
+
+_checked: Final = FormCheck(litellm_app)
+
 
 async def app(scope: Message, receive: Receive, send: Send) -> None:
-    """LiteLLM's application; "the start is complete" is held back until the worker is warm."""
+    """Serve requests; that the start is complete is held back until the worker is warm."""
 
     async def send_when_warm(message: Message) -> None:
         if message["type"] == "lifespan.startup.complete":
             await _warm_up()
         await send(message)
 
-    await litellm_app(scope, receive, send_when_warm if scope["type"] == "lifespan" else send)
+    if scope["type"] == "lifespan":
+        await litellm_app(scope, receive, send_when_warm)
+    else:
+        await _checked(scope, receive, send)
 
 
 async def _warm_up() -> None:
