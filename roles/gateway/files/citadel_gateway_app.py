@@ -52,7 +52,6 @@ from litellm.proxy.proxy_server import app as litellm_app  # noqa: E402
 
 from citadel_request_form import FormCheck  # noqa: E402
 
-
 _checked: Final = FormCheck(litellm_app)
 
 
