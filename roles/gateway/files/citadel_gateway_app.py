@@ -1,4 +1,5 @@
-"""LiteLLM's own ASGI application, unmodified, behind the check of a request's form, and warm before uvicorn takes a connection.
+"""LiteLLM's own ASGI application, unmodified, behind `citadel_request_form`, which refuses requests of a form that no model reads, and with a
+warm-up at the end of its start: uvicorn takes no connection before it is over.
 
 The first request of a process imports a part of LiteLLM and builds validators and clients, for about a second. So each worker sends itself
 a few requests, within the process; LiteLLM makes up their answers (`mock_response`), no model is asked. They are not counted: Prometheus'
@@ -52,21 +53,18 @@ from litellm.proxy.proxy_server import app as litellm_app  # noqa: E402
 
 from citadel_request_form import FormCheck  # noqa: E402
 
-_checked: Final = FormCheck(litellm_app)
+_checked_app: Final = FormCheck(litellm_app)
 
 
 async def app(scope: Message, receive: Receive, send: Send) -> None:
-    """Serve requests; that the start is complete is held back until the worker is warm."""
+    """Serve a request; "the start is complete" is held back until the worker is warm."""
 
     async def send_when_warm(message: Message) -> None:
         if message["type"] == "lifespan.startup.complete":
             await _warm_up()
         await send(message)
 
-    if scope["type"] == "lifespan":
-        await litellm_app(scope, receive, send_when_warm)
-    else:
-        await _checked(scope, receive, send)
+    await _checked_app(scope, receive, send_when_warm if scope["type"] == "lifespan" else send)
 
 
 async def _warm_up() -> None:
