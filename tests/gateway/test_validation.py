@@ -37,6 +37,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown model in a rule": (rule(models=["gpt-4"]), "names gpt-4, which no host of llm_servers serves"),
     "an unknown longer model": ({"gateway_longer_models": {"phi-3-mini": ["gpt-4"]}}, "names gpt-4, which no host of llm_servers serves"),
+    "no count of requests": ({"gateway_metrics": ["litellm_output_tokens_metric"]}, "gateway_metrics lacks litellm_proxy_total_requests_metric"),
     "no reserve": ({"gateway_answer_reserve_tokens": 0}, "gateway_answer_reserve_tokens is 0"),
 }  # fmt: skip
 GOOD: dict[str, dict[str, Any]] = {
