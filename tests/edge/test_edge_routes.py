@@ -72,6 +72,15 @@ def test_the_gateway_serves_the_public_paths(edge: Edge) -> None:
     assert edge.gateway.generations()[-1].body == CHAT
 
 
+def test_a_refusal_for_now_says_when_to_come_back(edge: Edge) -> None:
+    for status in (429, 503):
+        edge.gateway.generation_status = status
+        answer = ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT, headers=JSON)
+        assert (answer.status, answer.headers["retry-after"]) == (status, "5")
+    edge.gateway.generation_status = 200
+    assert "retry-after" not in ask(edge.gateway_port, "/v1/completions", method="POST", body=CHAT, headers=JSON).headers
+
+
 @pytest.mark.parametrize("body", [b"{}", b'{"model": "phi-3-mini", "input": [[]]}', b"nonsense"])
 def test_embeddings_are_answered_with_that_there_is_no_model_for_them(edge: Edge, body: bytes) -> None:
     before = len(edge.gateway.generations())

@@ -26,7 +26,7 @@ PINNED = {
 }  # fmt: skip
 ROLES_NEED = [
     "description", "specialisation", "target_latency_milliseconds", "modes", "max_output_tokens", "source", "dtype", "quantization",
-    "kv_cache_dtype", "block_tokens", "max_num_batched_tokens", "tensor_parallel_size", "enforce_eager", "omp_threads_bind",
+    "kv_cache_dtype", "block_tokens", "max_waiting", "max_num_batched_tokens", "tensor_parallel_size", "enforce_eager", "omp_threads_bind",
     "load_timeout_seconds", "stall_timeout_seconds", "extra_arguments", "expected_weights_bytes", "cpus_exclusive",
 ]  # fmt: skip
 
@@ -44,6 +44,11 @@ def test_the_shape_is_the_pinned_one_on_either_device(facts: dict[str, Any]) -> 
     for key in ("gateway", "monitoring", "totals"):
         assert set(PINNED[key]) <= set(result[key])
     assert set(result["services"][0]["source"]) == {"type", "repository", "revision", "path"}
+
+
+def test_four_may_wait_for_each_place() -> None:
+    for service in as_dict()["services"]:
+        assert service["max_waiting"] == 4 * service["max_num_seqs"]
 
 
 def test_only_plain_types_leave() -> None:
