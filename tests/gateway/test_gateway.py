@@ -236,7 +236,9 @@ def test_no_other_model_overrules_the_one_that_was_named(
     backends["openchat-3.5"].refusal = (status, "the prompt is longer than 4096 tokens")
     answer = gateway.post(path, request(path, model="openchat-3.5", stream=stream))
     assert answer.status == status
-    assert "longer than 4096 tokens" in answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    assert error["message"] == "the prompt is longer than 4096 tokens", "the model's own words and nothing else"
+    assert (error["type"], set(error)) == ("invalid_request_error", {"message", "type", "param", "code"})
     assert asked(backends) == {"openchat-3.5": 1}
 
 
