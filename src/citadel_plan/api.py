@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .admission import max_waiting
 from .catalogue import OVERRIDES, merge_catalogue
 from .cpus import CpuPlan, CpuShare, Dealer, check_quota, cpu_weight, prepare_cpus, quota_percent
 from .decide import Budget, Candidate, Grant, Grants, asked_bytes, decide
@@ -400,6 +401,7 @@ class _Planner:
             context_tokens=request.context_tokens,
             max_output_tokens=request.max_output_tokens,
             max_num_seqs=entry.num_seqs,
+            max_waiting=max_waiting(entry.num_seqs),
             max_num_batched_tokens=engine.max_num_batched_tokens,
             prompt_logprobs=engine.prompt_logprobs,
             enforce_eager=on_cpu if engine.enforce_eager is None else engine.enforce_eager,

@@ -106,6 +106,7 @@ EDGE_MODEL_KEYS: Final[Mapping[str, tuple[str, Show]]] = {
     "state_port": ("state port", _plain),
     "upstream_port": ("upstream port", _plain),
     "max_num_seqs": ("requests at once", _plain),
+    "max_waiting": ("requests that wait", _plain),
 }
 """What HAProxy's configuration says of each model."""
 

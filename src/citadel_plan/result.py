@@ -52,6 +52,7 @@ class ServicePlan:
     context_tokens: int
     max_output_tokens: int
     max_num_seqs: int
+    max_waiting: int
     max_num_batched_tokens: int
     prompt_logprobs: bool
     enforce_eager: bool

@@ -53,7 +53,7 @@ def list_shared_models(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> 
         host: The gateway's own host.
 
     Returns:
-        ``{"name", "upstream_port", "instances"}`` per model, ordered by name; of each instance ``{"host", "address", "port", "places", "weight"}``,
+        ``{"name", "upstream_port", "max_waiting", "instances"}`` per model, ordered by name; of each instance ``{"host", "address", "port", "places", "weight"}``,
         this host's first, then by host. Weights are in proportion to the places.
 
     Raises:
@@ -70,6 +70,7 @@ def list_shared_models(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> 
         {
             "name": name,
             "upstream_port": _upstream_port(instances, host),
+            "max_waiting": sum(service["max_waiting"] for service in instances.values()),
             "instances": [
                 {
                     "host": each,

@@ -70,6 +70,12 @@ class Backend:
             server.shutdown()
             server.server_close()
 
+    def stop_serving(self) -> None:
+        """Stop listening on the service's own port; its supervisor goes on."""
+        server = self._servers.pop(0)
+        server.shutdown()
+        server.server_close()
+
     def start_again(self) -> None:
         """Listen, if it does not."""
         if not self._servers:

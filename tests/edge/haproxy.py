@@ -197,6 +197,7 @@ class Edge:
                     "state_port": model.state_port,
                     "upstream_port": self.upstream_ports[name],
                     "max_num_seqs": 2,
+                    "max_waiting": 8,
                 }
                 for name, model in self.models.items()
             ],
@@ -210,6 +211,8 @@ class Edge:
             "edge_check_interval_milliseconds": 200,
             "edge_check_fast_interval_milliseconds": 100,
             "edge_check_timeout_milliseconds": 1000,
+            "edge_breaker_pause_seconds": 2,
+            "edge_breaker_longest_pause_seconds": 4,
         } | self.options
 
     def start(self, *, source: str = TRUSTED) -> None:

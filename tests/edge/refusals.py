@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
-from rendering import PROJECT
+from playing import local_play, run_playbook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,17 +32,6 @@ def refusals(role: str, cases: Mapping[str, Mapping[str, Any]], directory: Path)
     ]
     said = directory / "said.json"
     tasks.append({"name": "Write down", "ansible.builtin.copy": {"content": "{{ said | to_json }}", "dest": str(said), "mode": "0600"}})
-    play = {
-        "name": "Refuse",
-        "hosts": "localhost",
-        "connection": "local",
-        "gather_facts": False,
-        "vars": {"said": {}, "ansible_python_interpreter": sys.executable},
-        "tasks": tasks,
-    }
-    playbook = directory / "playbook.yml"
-    playbook.write_text(json.dumps([play]), encoding="utf-8")
-    command = [sys.executable, "-m", "ansible", "playbook", "--inventory", "localhost,", str(playbook)]
-    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300)
+    run = run_playbook(local_play(*tasks, vars={"said": {}}), folder=directory)
     assert run.returncode == 0, run.stdout + run.stderr
     return dict(json.loads(said.read_text(encoding="utf-8")))

@@ -16,6 +16,8 @@ from edge.haproxy import KEY, LOOPBACK, MODELS, SERVER, TRUSTED, Answer, Edge, a
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edge.backends import Backend
+
 MODEL = MODELS[1]
 CHAT = b'{"messages": []}'
 
@@ -42,7 +44,8 @@ def _well_again(edge: Edge) -> Iterator[None]:
     backend.health_status = backend.generation_status = 200
     backend.start_again()
     edge.gateway.start_again()
-    until(lambda: edge.health().status == 200, seconds=10, what="everything is healthy again")
+    # An answer closes a breaker that failures have opened, and ends what has been counted.
+    until(lambda: upstream(edge).status == 200 and edge.health().status == 200, seconds=20, what="everything is healthy again")
 
 
 def test_a_model_that_refuses_is_found_and_taken_back(edge: Edge) -> None:
@@ -51,7 +54,12 @@ def test_a_model_that_refuses_is_found_and_taken_back(edge: Edge) -> None:
 
     health = edge.health()
     assert health.status == 503
-    assert health.json == {"status": "unhealthy", "gateway": "healthy", "models": dict.fromkeys(MODELS, "healthy") | {MODEL: "unhealthy"}}
+    assert health.json == {
+        "status": "unhealthy",
+        "gateway": "healthy",
+        "models": dict.fromkeys(MODELS, "healthy") | {MODEL: "unhealthy"},
+        "breakers": dict.fromkeys(MODELS, "closed") | {MODEL: "open"},
+    }
     assert int(health.headers["retry-after"]) > 0
 
     for port, source, address in ((edge.upstream_ports[MODEL], LOOPBACK, LOOPBACK), (edge.api_ports[MODEL], TRUSTED, SERVER)):
@@ -96,13 +104,124 @@ def test_a_model_that_is_there_but_unwell_is_found_and_taken_back(edge: Edge, il
     assert ask(edge.api_ports[MODEL], "/health").status == 200
 
 
-def test_errors_of_a_model_that_says_it_is_well_do_not_make_the_breaker_flap(edge: Edge) -> None:
-    edge.models[MODEL].generation_status = 500
-    before = edge.log().count(f"model_{MODEL}/model is DOWN")
-    for _ in range(30):
-        assert upstream(edge).status == 500
-        assert not is_open(edge)
-    assert edge.log().count(f"model_{MODEL}/model is DOWN") == before
+def breaker(edge: Edge) -> str:
+    """Tell how the breaker of the model is; all who can be asked must say the same."""
+    metrics = ask(edge.state_port, "/metrics", source=LOOPBACK, address=LOOPBACK)
+    assert metrics.headers["content-type"] == "text/plain; version=0.0.4"
+    prefix = f'citadel_edge_breaker_state{{model="{MODEL}",state="'
+    told = [line.removeprefix(prefix) for line in metrics.body.decode().splitlines() if line.startswith(prefix)]
+    assert sorted(line.partition('"')[0] for line in told) == ["closed", "half-open", "open"]
+    (measured,) = [line.partition('"')[0] for line in told if line.endswith(" 1")]
+    health = edge.health().json
+    assert health["models"][MODEL] == ("healthy" if health["breakers"][MODEL] == "closed" else "unhealthy")
+    said = {measured, health["breakers"][MODEL], str(state(edge)["breaker"])}
+    # Between two questions a pause may have ended.
+    return said.pop() if len(said) == 1 else breaker(edge)
+
+
+def trips(edge: Edge) -> int:
+    """Count the openings for failed answers."""
+    prefix = f'citadel_edge_breaker_trips_total{{model="{MODEL}"}} '
+    page = ask(edge.state_port, "/metrics", source=LOOPBACK, address=LOOPBACK).body.decode()
+    return next(int(line.removeprefix(prefix)) for line in page.splitlines() if line.startswith(prefix))
+
+
+def fail_until_open(edge: Edge, backend: Backend, status: int = 500) -> None:
+    """Have the model fail as often as the breaker puts up with."""
+    backend.generation_status = status
+    for _ in range(5):
+        assert breaker(edge) == "closed"
+        assert upstream(edge).status == status
+    assert breaker(edge) == "open"
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_model_that_fails_while_it_says_it_is_well_is_left_alone_and_taken_back(edge: Edge, status: int) -> None:
+    backend = edge.models[MODEL]
+    before, down, opened = len(backend.generations()), edge.log().count(f"model_{MODEL}/model is DOWN"), trips(edge)
+    fail_until_open(edge, backend, status)
+    assert trips(edge) == opened + 1
+    refused = upstream(edge)
+    assert (refused.status, refused.error["code"]) == (503, "model_unavailable")
+    assert int(refused.headers["retry-after"]) > 0
+    assert len(backend.generations()) == before + 5, "nobody is sent to it"
+
+    until(lambda: breaker(edge) == "half-open", seconds=10, what="the pause ends")
+    assert upstream(edge).status == status, "one is let through to see"
+    assert [upstream(edge).error["code"] for _ in range(10)] == ["model_unavailable"] * 10, "and no other"
+    assert breaker(edge) == "open"
+    assert len(backend.generations()) == before + 6
+
+    backend.generation_status = 200
+    until(lambda: breaker(edge) == "half-open", seconds=10, what="the pause ends")
+    assert [upstream(edge).status for _ in range(10)] == [200] * 10
+    assert breaker(edge) == "closed"
+    assert trips(edge) == opened + 1, "still the same opening"
+    assert edge.log().count(f"model_{MODEL}/model is DOWN") == down
+
+
+def test_a_breaker_that_opens_again_soon_stays_open_for_longer(hasty: Edge) -> None:
+    backend = hasty.models[MODEL]
+    pauses = []
+    for _ in range(3):
+        fail_until_open(hasty, backend)
+        pauses.append(until(lambda: breaker(hasty) == "half-open", seconds=20, what="the pause ends"))
+        backend.generation_status = 200
+        assert upstream(hasty).status == 200
+    # 2, 4 and 4 seconds, the longest that is allowed; the clock that counts them knows whole seconds only.
+    assert pauses[0] < 2.5 < min(pauses[1:])
+    assert max(pauses) < 4.5
+
+
+def test_answers_that_are_no_failures_do_not_open_the_breaker(edge: Edge) -> None:
+    backend = edge.models[MODEL]
+    for status in (500, 500, 500, 500, 200) * 2 + (400,) * 10:
+        backend.generation_status = status
+        assert upstream(edge).status == status
+        assert breaker(edge) == "closed"
+
+
+def test_a_refusal_of_the_request_does_not_close_the_breaker(edge: Edge) -> None:
+    backend = edge.models[MODEL]
+    fail_until_open(edge, backend)
+    until(lambda: breaker(edge) == "half-open", seconds=20, what="the pause ends")
+    backend.generation_status = 400
+    assert upstream(edge).status == 400
+    assert breaker(edge) == "open"
+    backend.generation_status = 200
+    until(lambda: upstream(edge).status == 200, seconds=20, what="another one is let through")
+
+
+@pytest.mark.parametrize("how", ["breaks off", "refuses"])
+def test_connections_that_fail_count(edge: Edge, how: str) -> None:
+    """The supervisor says that the model is well, but nothing comes of it."""
+    backend = edge.models[MODEL]
+    body = b'{"break off": true}' if how == "breaks off" else CHAT
+    if how == "refuses":
+        backend.stop_serving()
+    statuses = [
+        ask(edge.upstream_ports[MODEL], "/v1/completions", method="POST", body=body, source=LOOPBACK, address=LOOPBACK).status
+        for _ in range(6)
+    ]
+    assert statuses == ([502] * 5 if how == "breaks off" else [503] * 5) + [503]
+    assert breaker(edge) == "open"
+    backend.stop()
+    backend.start()
+    until(lambda: upstream(edge).status == 200, seconds=20, what="the model is taken back")
+    assert breaker(edge) == "closed"
+
+
+def test_a_model_that_comes_and_goes_stays_away(edge: Edge) -> None:
+    backend = edge.models[MODEL]
+    backend.health_status = 503
+    until(lambda: is_open(edge), seconds=5, what="the breaker opens")
+    up = edge.log().count(f"model_{MODEL}/model is UP")
+    for _ in range(4):
+        for status in (200, 503):
+            backend.health_status = status
+            looks = len(backend.received)
+            until(lambda looks=looks: len(backend.received) >= looks + 4, seconds=5, what="the edge has looked four times")
+    assert edge.log().count(f"model_{MODEL}/model is UP") == up
 
 
 def test_what_is_running_when_the_breaker_opens_is_not_cut(edge: Edge) -> None:
@@ -140,7 +259,7 @@ def state(edge: Edge) -> dict[str, object]:
 
 
 def test_one_query_says_how_every_model_is(edge: Edge) -> None:
-    idle = {"breaker": "closed", "running": 0, "queued": 0, "places": 2}
+    idle = {"breaker": "closed", "failures": 0, "running": 0, "queued": 0, "places": 2}
     assert state(edge) == idle
     backend = edge.models[MODEL]
     backend.generation_gate.clear()
@@ -154,6 +273,24 @@ def test_one_query_says_how_every_model_is(edge: Edge) -> None:
     until(lambda: state(edge)["breaker"] == "open", seconds=5, what="the breaker opens")
     assert ask(edge.state_port, "/", source=LOOPBACK, address=LOOPBACK).status == 404
     assert 'frontend":"state' not in edge.log(), "a look each second is not worth a line"
+
+
+def test_more_than_may_wait_are_told_at_once_and_the_others_answered(edge: Edge) -> None:
+    backend = edge.models[MODEL]
+    backend.generation_gate.clear()
+    with ThreadPoolExecutor(16) as pool:
+        answers = [pool.submit(upstream, edge) for _ in range(10)]
+        until(lambda: queued(edge) == 8, seconds=5, what="as many wait as may")
+        for port, source, address in ((edge.upstream_ports[MODEL], LOOPBACK, LOOPBACK), (edge.api_ports[MODEL], TRUSTED, SERVER)):
+            start = time.monotonic()
+            answer = ask(port, "/v1/completions", method="POST", body=CHAT, source=source, address=address)
+            assert time.monotonic() - start < 0.5, "at once"
+            assert (answer.status, answer.error["code"], answer.error["type"]) == (429, "model_overloaded", "server_error")
+            assert answer.error["message"] == f"The model {MODEL} works on 2 requests and 8 wait for it."
+            assert int(answer.headers["retry-after"]) > 0
+        backend.generation_gate.set()
+        assert [answer.result(20).status for answer in answers] == [200] * 10
+    assert breaker(edge) == "closed"
 
 
 def queued(edge: Edge) -> int:
@@ -295,7 +432,9 @@ def test_waiting_for_a_place_and_for_an_answer_ends(hasty: Edge) -> None:
         answers = [pool.submit(upstream, hasty) for _ in range(3)]
         codes = sorted((answer.result(10).status, answer.result().error["code"]) for answer in answers)
         assert codes == [(503, "model_unavailable"), (504, "model_timeout"), (504, "model_timeout")]
+    assert state(hasty)["failures"] == 2, "who waited in vain for a place says nothing of the model"
     backend.generation_gate.set()
+    assert upstream(hasty).status == 200
 
 
 def test_a_model_that_hangs_is_not_healthy(hasty: Edge) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +12,8 @@ import pytest
 from edge.haproxy import KEY, TEMPLATES, tool, write_configuration
 from edge.refusals import refusals
 from modules import run_module
-from rendering import PROJECT, render, role_defaults
+from playing import changed_tasks, local_play, run_playbook
+from rendering import render, role_defaults
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 PRODUCTION: dict[str, Any] = {
     "edge_server_addresses": ["192.168.10.29"],
     "edge_services": [
-        {"name": "mixtral-8x7b", "api_port": 11400, "metrics_port": 11401, "state_port": 21400, "upstream_port": 31400, "max_num_seqs": 9},
-        {"name": "openchat-3.5", "api_port": 11401, "metrics_port": 11402, "state_port": 21401, "upstream_port": 31401, "max_num_seqs": 16},
+        {"name": "mixtral-8x7b", "api_port": 11400, "metrics_port": 11401, "state_port": 21400, "upstream_port": 31400, "max_num_seqs": 9, "max_waiting": 36},
+        {"name": "openchat-3.5", "api_port": 11401, "metrics_port": 11402, "state_port": 21401, "upstream_port": 31401, "max_num_seqs": 16, "max_waiting": 64},
     ],
     "edge_api_ports": [{"port": 11400, "service": "mixtral-8x7b"}, {"port": 11401, "service": "openchat-3.5"}],
     "edge_metrics_ports": [
@@ -199,22 +199,10 @@ def write_certificate(folder: Path) -> dict[str, str]:
 
 def deploy_certificate(folder: Path, **variables: str) -> tuple[int, str]:
     """Run the role's tasks for a certificate as root of a namespace of its own; tasks that changed (-1: it failed), and what was shown."""
-    role = {"name": "edge", "tasks_from": "certificate"}
-    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [{"ansible.builtin.import_role": role}]}
-    (folder / "playbook.yml").write_text(json.dumps([play]))
-    given = {"ansible_python_interpreter": sys.executable, "edge_configuration_directory": str(folder), **PRODUCTION, **variables}
-    (folder / "variables.json").write_text(json.dumps(given))
-    command = ["unshare", "--map-root-user", sys.executable, "-m", "ansible", "playbook", "--inventory", "localhost,", "-vvv", "--diff"]
-    finished = subprocess.run(
-        [*command, "--extra-vars", f"@{folder / 'variables.json'}", str(folder / "playbook.yml")],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
-    shown = finished.stdout + finished.stderr
-    return (int(re.findall(r"changed=(\d+)", shown)[-1]) if finished.returncode == 0 else -1), shown
+    play = local_play({"ansible.builtin.import_role": {"name": "edge", "tasks_from": "certificate"}})
+    given = {"edge_configuration_directory": str(folder), **PRODUCTION, **variables}
+    finished = run_playbook(play, "-vvv", "--diff", folder=folder, variables=given, as_root=True)
+    return changed_tasks(finished), finished.stdout + finished.stderr
 
 
 def test_a_certificate_that_is_given_is_deployed_with_its_key_and_neither_is_shown(tmp_path: Path) -> None:

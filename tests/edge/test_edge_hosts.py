@@ -47,8 +47,8 @@ class Hosts:
             "edge_node_key_file": str(gateway.directory / "node.key"),
             "edge_nodes": NODES,
             "edge_shared_models": [
-                {"name": MODEL, "upstream_port": gateway.upstream_ports[MODEL], "instances": instances},
-                {"name": ELSEWHERE, "upstream_port": gateway.upstream_ports[ELSEWHERE], "instances": [alone]},
+                {"name": MODEL, "upstream_port": gateway.upstream_ports[MODEL], "max_waiting": 2, "instances": instances},
+                {"name": ELSEWHERE, "upstream_port": gateway.upstream_ports[ELSEWHERE], "max_waiting": 8, "instances": [alone]},
             ],
         }
         other.options = {
@@ -123,7 +123,7 @@ def test_a_busy_pair_shares_by_its_places_and_who_waits_gets_the_first_that_is_f
         requests = [pool.submit(hosts.ask) for _ in range(4)]
         until(lambda: (len(here.waiting), len(there.waiting)) == (2, 1), seconds=5, what="two here and one there")
         until(lambda: hosts.state()["queued"] == 1, seconds=5, what="the fourth waits at the gateway")
-        assert hosts.state() == {"breaker": "closed", "running": 3, "queued": 1, "places": 3}
+        assert hosts.state() == {"breaker": "closed", "failures": 0, "running": 3, "queued": 1, "places": 3}
         there.generation_gate.set()
         until(lambda: hosts.generations() == [2, 2], seconds=5, what="the fourth is taken there")
         here.generation_gate.set()

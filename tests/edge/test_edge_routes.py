@@ -66,10 +66,19 @@ def test_a_port_without_an_api_has_metrics_only(edge: Edge, method: str, path: s
 
 def test_the_gateway_serves_the_public_paths(edge: Edge) -> None:
     assert ask(edge.gateway_port, "/v1/models").json["target"] == "/v1/models"
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+    for path in ("/v1/chat/completions", "/v1/completions"):
         echo = ask(edge.gateway_port, path, method="POST", body=CHAT, headers=JSON).json
         assert (echo["service"], echo["method"], echo["target"]) == ("gateway", "POST", path)
     assert edge.gateway.generations()[-1].body == CHAT
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"model": "phi-3-mini", "input": [[]]}', b"nonsense"])
+def test_embeddings_are_answered_with_that_there_is_no_model_for_them(edge: Edge, body: bytes) -> None:
+    before = len(edge.gateway.generations())
+    answer = ask(edge.gateway_port, "/v1/embeddings", method="POST", body=body, headers=JSON)
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+    assert "no model for embeddings" in answer.error["message"]
+    assert len(edge.gateway.generations()) == before
 
 
 def test_the_gateways_metrics_need_no_redirect(edge: Edge) -> None:
@@ -80,7 +89,12 @@ def test_health_names_every_model_without_asking_the_gateway(edge: Edge) -> None
     answer = edge.health()
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/json"
-    assert answer.json == {"status": "healthy", "gateway": "healthy", "models": dict.fromkeys(MODELS, "healthy")}
+    assert answer.json == {
+        "status": "healthy",
+        "gateway": "healthy",
+        "models": dict.fromkeys(MODELS, "healthy"),
+        "breakers": dict.fromkeys(MODELS, "closed"),
+    }
     assert "/health" not in {request.target for request in edge.gateway.received}
 
 
@@ -93,7 +107,6 @@ def every_request(edge: Edge) -> list[tuple[int, str, str]]:
     return [
         *((port, "GET", path) for port in (api, gateway) for path in ("/health", "/metrics", "/v1/models")),
         *((port, "POST", path) for port in (api, gateway) for path in ("/v1/chat/completions", "/v1/completions")),
-        (gateway, "POST", "/v1/embeddings"),
         (edge.prometheus_port, "GET", "/graph"),
         (edge.prometheus_port, "GET", "/api/v1/query?query=up"),
     ]
@@ -400,7 +413,16 @@ def test_every_answer_has_the_headers_that_make_sense_for_an_api(edge: Edge, sou
 
 @pytest.mark.parametrize(
     "target",
-    ["/", "/graph?g0.expr=up", "/api/v1/query?query=up", "/api/v1/label/job/values", "/static/js/main.js", "/-/healthy", "/-/ready"],
+    [
+        "/",
+        "/graph?g0.expr=up",
+        "/consoles/model.html?host=a&model=openchat-3.5&hours=6",
+        "/api/v1/query?query=up",
+        "/api/v1/label/job/values",
+        "/static/js/main.js",
+        "/-/healthy",
+        "/-/ready",
+    ],
 )
 def test_prometheus_can_be_read(edge: Edge, target: str) -> None:
     assert ask(edge.prometheus_port, target).json["target"] == target
@@ -430,6 +452,18 @@ def test_prometheus_can_be_read(edge: Edge, target: str) -> None:
 def test_prometheus_cannot_be_administered(edge: Edge, target: str) -> None:
     for method in ("GET", "POST"):
         assert ask(edge.prometheus_port, target, method=method).status == 404
+
+
+def test_no_script_runs_on_the_consoles(edge: Edge) -> None:
+    policy = ask(edge.prometheus_port, "/consoles/index.html").headers["content-security-policy"]
+    assert dict(part.split(" ", 1) for part in policy.split("; ")) == {
+        "default-src": "'none'",
+        "style-src": "'unsafe-inline'",
+        "img-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
 
 
 def test_prometheus_takes_no_other_method(edge: Edge) -> None:

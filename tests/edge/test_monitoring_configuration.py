@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
 
 from edge.haproxy import free_ports, tool, until
 from edge.refusals import refusals
@@ -136,6 +137,21 @@ def listens_at(pid: int) -> set[str]:
     """Where a process listens: nowhere that nobody has told it to."""
     output = subprocess.run([tool("ss"), "-Hltnp"], capture_output=True, text=True, check=True, timeout=30).stdout
     return {line.split()[3] for line in output.splitlines() if f"pid={pid}," in line}
+
+
+@pytest.mark.parametrize(("tls", "certificates"), [("none", []), ("files", ["server.pem", "ca.pem"])])
+def test_the_exporter_is_told_of_what_the_edge_serves_tls_with(tls: str, certificates: list[str]) -> None:
+    wiring = DataLoader().load_from_file(str(PROJECT / "playbooks" / "vars" / "monitoring.yml"), trusted_as_template=True)
+    files = {name: wiring[name] for name in ("monitoring_certificate_files", "monitoring_key_files")}
+    values = role_defaults("monitoring") | role_variables_file("monitoring") | files | {"edge_tls": tls}
+    words = shlex.split(render(TEMPLATES / "citadel-exporter.service.j2", values).partition("ExecStart=")[2].partition("\n\n")[0])
+    told = {option: [words[at + 1] for at, word in enumerate(words) if word == option] for option in ("--certificate", "--key")}
+    folder = role_defaults("edge")["edge_configuration_directory"] + "/tls"
+    keys = [f"{folder}/{name}" for name in (["server.pem", "ca.key"] if certificates else [])]
+    assert told == {
+        "--certificate": [f"{folder}/{name}" for name in certificates],
+        "--key": ["/opt/citadel/secrets/gateway.key", *keys],
+    }
 
 
 def test_systemd_accepts_the_units_with_their_drop_ins(tmp_path: Path) -> None:

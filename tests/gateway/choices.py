@@ -49,6 +49,7 @@ def chat(text: str, *, turns: int = 1, **fields: object) -> dict[str, Any]:
 
 
 DOWN: Final = {"breaker": "open"}
+ON_TRIAL: Final = {"breaker": "half-open"}
 FULL: Final = {"running": 4}
 QUEUED: Final = {"running": 4, "queued": 6}
 
@@ -123,6 +124,10 @@ CASES: Final[dict[str, Case]] = {
     ),
     "short, all full alike": Case(body=chat("What is 2 + 2?"), state=dict.fromkeys(MODELS, FULL), answer=("short", PHI)),
     "stream, first down": Case(body=chat("Hi", stream=True), state={OPENCHAT: DOWN}, answer=("streaming", HERMES)),
+    "short, first on trial": Case(body=chat("What is 2 + 2?"), state={PHI: ON_TRIAL}, answer=("short", PHI)),
+    "stream of a completion, first on trial": Case(
+        body={"prompt": "Once", "stream": True}, chat=False, state={OPENCHAT: ON_TRIAL}, answer=("streaming", HERMES)
+    ),
     "conversation, first down": Case(body=chat("And?", turns=4), state={HERMES: DOWN}, answer=("conversation", OPENCHAT)),
     "reasoning, first down": Case(body=chat("Prove it."), state={MIXTRAL: DOWN}, answer=("reasoning", HERMES)),
     "long, and the only one is full": Case(body=chat(PARAGRAPH * 600), state={MIXTRAL: QUEUED}, answer=("long-prompt", MIXTRAL)),

@@ -130,6 +130,36 @@ def test_what_a_client_sends_reaches_the_model_unchanged(gateway: Gateway, backe
     assert {name: body.get(name) for name in sent} == sent
 
 
+MALFORMED: dict[str, tuple[object, dict[str, str], tuple[int, str]]] = {
+    "no JSON": (b'{"messages": [', {}, (400, "invalid_json")),
+    "nothing": (b"", {}, (400, "invalid_json")),
+    "no object": ([1], {}, (400, "invalid_type")),
+    "no text": (b'{"messages": "\xff"}', {}, (400, "invalid_json")),
+    "another type": (request(CHAT), {"Content-Type": "text/plain"}, (415, "unsupported_content_type")),
+    "no messages": ({"model": DEFAULT}, {}, (400, "missing_required_parameter")),
+    "a wrong value": (request(CHAT, response_format="json"), {}, (400, "invalid_type")),
+    "a switch of LiteLLM's": (request(CHAT, timeout="x"), {}, (400, "unknown_parameter")),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_request_is_refused_before_anybody_looks_at_it(gateway: Gateway, backends: dict[str, Backend], case: str) -> None:
+    body, headers, expected = MALFORMED[case]
+    answer = gateway.request("POST", CHAT, body, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status, error["code"]) == expected
+    assert set(error) == {"message", "type", "param", "code"}
+    assert answer.headers["content-type"] == "application/json"
+    assert asked(backends) == {}
+
+
+def test_a_long_body_arrives_in_parts_and_whole(gateway: Gateway, backends: dict[str, Backend]) -> None:
+    content = "x " * 400_000
+    answer = gateway.post(CHAT, {"model": "mixtral-8x7b", "messages": [{"role": "user", "content": content}], "truncate_prompt_tokens": 9})
+    assert answer.status == 200
+    assert backends["mixtral-8x7b"].received[0].body["messages"][0]["content"] == content
+
+
 def test_what_a_benchmark_relies_on_reaches_the_model(gateway: Gateway, backends: dict[str, Backend]) -> None:
     """As vLLM's `bench serve` sends it: without `ignore_eos` its answers would be of any length, and its figures of nothing."""
     options = {"max_tokens": 32, "ignore_eos": True, "temperature": 0.0, "repetition_penalty": 1.0}
@@ -165,7 +195,8 @@ def test_a_text_stream_says_that_its_model_cannot_answer(gateway: Gateway, backe
     """
     backends["openchat-3.5"].refusal = (503, "no server is up")
     answer = gateway.post(TEXT, request(TEXT, model="openchat-3.5", stream=True))
-    assert (answer.status, answer.json()["error"]["code"]) == (503, "503")
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["error"]["code"] == "model_unavailable"
     assert asked(backends) == {"openchat-3.5": 1}
 
 
@@ -312,7 +343,7 @@ def test_the_journal_knows_how_bad_it_is(gateway: Gateway, eventually: Eventuall
     """`journalctl --priority=err` finds the errors, whole: the lines of a traceback belong to one entry."""
     assert {entry.identifier for entry in gateway.journal()} == {"citadel-llm@unified-api-gateway"}
     assert [entry.priority for entry in gateway.journal() if "Application startup complete" in entry.text] == [6]
-    gateway.post(CHAT, ["not an object"])
+    gateway.post("/v1/moderations", ["not an object"])
     eventually(lambda: any("Exception in ASGI application" in entry.text for entry in gateway.journal()), True)
     (entry,) = [entry for entry in gateway.journal() if "Exception in ASGI application" in entry.text][-1:]
     assert entry.priority == 3

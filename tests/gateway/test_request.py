@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 from citadel_answers import note_failure
-from citadel_request import estimate_tokens, malformed_field, read_demand
+from citadel_request import estimate_tokens, read_demand
 from citadel_routing import Course, Decision
 from rendering import PROJECT
 
@@ -198,23 +198,3 @@ def test_everything_that_is_said_counts() -> None:
 def test_nonsense_is_measured_without_a_fault(body: dict[str, Any]) -> None:
     assert demand_of(body).prompt_tokens < 20
     assert demand_of({"prompt": body.get("messages")}, chat=False).prompt_tokens < 20
-
-
-@pytest.mark.parametrize(
-    ("body", "chat", "field"),
-    [
-        ({"messages": "hi"}, True, "messages"),
-        ({"messages": [1]}, True, "messages"),
-        ({"messages": {"role": "user"}}, True, "messages"),
-        ({"messages": [{}]}, True, None),
-        ({}, True, None),
-        ({"prompt": {"text": "hi"}}, False, "prompt"),
-        ({"prompt": [None]}, False, "prompt"),
-        ({"prompt": ["a", "b"]}, False, None),
-        ({"prompt": [1, 2]}, False, None),
-        ({"prompt": [[1], [2]]}, False, None),
-        ({}, False, None),
-    ],
-)
-def test_a_form_that_no_model_reads_is_named(body: dict[str, Any], chat: bool, field: str | None) -> None:
-    assert malformed_field(body, chat=chat) == field

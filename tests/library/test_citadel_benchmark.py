@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,23 +15,14 @@ from lab.tiny_models import make_models
 
 from edge.haproxy import free_ports, tool
 from gateway.backend import Backend
-from rendering import PROJECT
+from playing import local_play, place_program, run_playbook
 from runtimes import vllm_python
 
 KEY = "sk-of-a-client-0123456789abcdef"
-PLAY = """
-- hosts: localhost
-  connection: local
-  gather_facts: false
-  vars:
-    ansible_python_interpreter: "{{ ansible_playbook_python }}"
-  tasks:
-    - citadel_benchmark: "{{ options }}"
-      environment: {PATH: "{{ path }}"}
-      register: found
-    - ansible.builtin.copy: {content: "{{ found | to_json }}", dest: "{{ destination }}", mode: "0600"}
-      check_mode: false
-"""
+PLAY = local_play(
+    {"citadel_benchmark": "{{ options }}", "register": "found"},
+    {"ansible.builtin.copy": {"content": "{{ found | to_json }}", "dest": "{{ destination }}", "mode": "0600"}},
+)
 # As systemd does it: the program has the environment that was given, and standard input and output of the caller.
 MOCK_SYSTEMD_RUN = """#!{python}
 import json, os, pathlib, sys
@@ -45,29 +35,10 @@ os.execve(sys.argv[cut + 1], sys.argv[cut + 1 :], dict(setting.split("=", 1) for
 
 def measure(folder: Path, python: str, runs: list[dict[str, Any]], **options: object) -> tuple[dict[str, Any], str]:
     """Run the module as Ansible does; what it returned, and all that Ansible showed."""
-    (folder / "mock").mkdir()
-    (folder / "mock" / "systemd-run").write_text(MOCK_SYSTEMD_RUN.format(python=sys.executable), encoding="utf-8")
-    (folder / "mock" / "systemd-run").chmod(0o755)
-    (folder / "play.yml").write_text(PLAY, encoding="utf-8")
+    place_program(folder / "mock" / "systemd-run", MOCK_SYSTEMD_RUN.format(python=sys.executable))
     options = {"model": "phi-3-mini", "python": python, "tokenizer": str(folder / "phi-3-mini"), "runs": runs, **options}
-    # A file, because what is given on a command line is shown there.
-    variables = {"options": options, "path": str(folder / "mock"), "destination": str(folder / "found.json")}
-    (folder / "variables.json").write_text(json.dumps(variables), encoding="utf-8")
-    environment = os.environ | {
-        "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-        "ANSIBLE_LOCAL_TEMP": str(folder),
-        "ANSIBLE_NOCOLOR": "1",
-    }
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-vvv", "-i", "localhost,", folder / "play.yml"]
-    finished = subprocess.run(
-        [*command, "-e", f"@{folder}/variables.json"],
-        cwd=PROJECT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=540,
-        check=False,
-    )
+    variables = {"options": options, "destination": str(folder / "found.json")}
+    finished = run_playbook(PLAY, "-vvv", folder=folder, variables=variables, path=folder / "mock")
     shown = finished.stdout + finished.stderr
     assert finished.returncode == 0, shown
     found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))

@@ -17,24 +17,12 @@ from typing import Any, Self
 import pytest
 
 from edge.haproxy import MODELS, Edge, free_ports, make_edge, until
-from rendering import PROJECT
+from modules import run_module
+from playing import place_program
 
 MIB = 2**20
 READINESS = "/health/readiness"
 GATEWAY = "citadel-llm@unified-api-gateway.service"
-PLAY = """
-- hosts: localhost
-  connection: local
-  gather_facts: false
-  vars:
-    ansible_python_interpreter: "{{ ansible_playbook_python }}"
-  tasks:
-    - citadel_status: "{{ options }}"
-      environment: {PATH: "{{ path }}"}
-      register: found
-    - ansible.builtin.copy: {content: "{{ found | to_json }}", dest: "{{ destination }}", mode: "0600"}
-      check_mode: false
-"""
 MOCK_SYSTEMCTL = """#!{python}
 import fnmatch, json, pathlib, sys
 assert sys.argv[1] == "show", sys.argv
@@ -142,37 +130,18 @@ def look(
     folder: Path,
     deployed: dict[str, Any] | str | None,
     units: dict[str, Any] | None,
-    *arguments: str,
     **options: object,
 ) -> dict[str, Any]:
     """Run the module as Ansible does, `deployed` is the plan, its text or none; without `units` there is not even the mock of systemctl."""
-    (folder / "mock").mkdir()
     if units is not None:
-        (folder / "mock" / "systemctl").write_text(MOCK_SYSTEMCTL.format(python=sys.executable), encoding="utf-8")
-        (folder / "mock" / "systemctl").chmod(0o755)
+        place_program(folder / "mock" / "systemctl", MOCK_SYSTEMCTL.format(python=sys.executable))
         (folder / "mock" / "units.json").write_text(json.dumps(units), encoding="utf-8")
     if deployed is not None:
         (folder / "plan.json").write_text(deployed if isinstance(deployed, str) else json.dumps(deployed), encoding="utf-8")
-    (folder / "play.yml").write_text(PLAY, encoding="utf-8")
-    variables = {
-        "options": {"plan_file": str(folder / "plan.json"), **options},
-        "path": str(folder / "mock"),
-        "destination": str(folder / "found.json"),
-    }
-    environment = os.environ | {
-        "TZ": "Europe/Berlin",
-        "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-        "ANSIBLE_LOCAL_TEMP": str(folder),
-        "ANSIBLE_NOCOLOR": "1",
-    }
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", folder / "play.yml", "-e", json.dumps(variables)]
-    finished = subprocess.run(
-        [*command, *arguments], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
-    assert found["changed"] is False
-    return dict(found)
+    environment = {"TZ": "Europe/Berlin", "PATH": str(folder / "mock")}
+    found = run_module("citadel_status", environment=environment, plan_file=str(folder / "plan.json"), **options)
+    assert found["changed"] is False, found
+    return found
 
 
 def by_name(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -270,7 +239,7 @@ def test_everything_that_is_down(services: dict[str, Service], tmp_path: Path) -
     wanted = deployed(services)
     for service in services.values():
         service.__exit__()
-    found = look(tmp_path, wanted, units, "--check", edge_exporter_port=free_ports(1)[0], node_exporter_port=services["node"].port)
+    found = look(tmp_path, wanted, units, check=True, edge_exporter_port=free_ports(1)[0], node_exporter_port=services["node"].port)
     hermes = by_name(found)["hermes-2"]
     assert (hermes["answers"], hermes["state"], hermes["running"], hermes["kv_cache_percent"]) == (False, None, None, None)
     assert (hermes["active_state"], hermes["result"], hermes["status_text"]) == ("failed", "exit-code", text)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from rendering import PROJECT
+from playing import local_play, place_program, run_playbook
 
 UNIT = "citadel-llm@hermes-2.service"
 LOADED = {"LoadState": "loaded", "NeedDaemonReload": "no", "ExecMainStartTimestamp": "", "Job": "0", "Result": "success"}
@@ -32,36 +31,22 @@ for name, value in pages[0].items():
 story.write_text(json.dumps(pages[1:] or pages))
 """
 JOURNALCTL = "#!/bin/sh\necho 'the last words of vLLM'\n"
-PLAY = """
-- hosts: localhost
-  connection: local
-  gather_facts: false
-  vars:
-    ansible_python_interpreter: "{{ ansible_playbook_python }}"
-  tasks:
-    - ansible.builtin.include_role:
-        name: model_service
-        tasks_from: ready
-      vars:
-        model_service_plan: {name: hermes-2, unit: citadel-llm@hermes-2.service, load_timeout_seconds: 600}
-        model_service_python: /nowhere/python
-"""
+PLAY = local_play(
+    {
+        "ansible.builtin.include_role": {"name": "model_service", "tasks_from": "ready"},
+        "vars": {
+            "model_service_plan": {"name": "hermes-2", "unit": UNIT, "load_timeout_seconds": 600},
+            "model_service_python": "/nowhere/python",
+        },
+    }
+)
 
 
 def wait(folder: Path, story: list[dict[str, Any]], *arguments: str) -> subprocess.CompletedProcess[str]:
     for name, text in (("systemctl", SYSTEMCTL.format(python=sys.executable)), ("journalctl", JOURNALCTL)):
-        (folder / name).write_text(text, encoding="utf-8")
-        (folder / name).chmod(0o755)
+        place_program(folder / name, text)
     (folder / "story.json").write_text(json.dumps(story), encoding="utf-8")
-    (folder / "play.yml").write_text(PLAY, encoding="utf-8")
-    environment = os.environ | {
-        "PATH": f"{folder}:{os.environ['PATH']}",
-        "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-        "ANSIBLE_LOCAL_TEMP": str(folder),
-        "ANSIBLE_NOCOLOR": "1",
-    }
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", folder / "play.yml", *arguments]
-    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return run_playbook(PLAY, *arguments, folder=folder, path=folder)
 
 
 def test_what_it_waits_for_is_shown_line_by_line_until_it_generates(tmp_path: Path) -> None:

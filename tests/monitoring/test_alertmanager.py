@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from receiver import Receiver, receiving
 
 from edge.haproxy import free_ports, tool, until
 from rendering import PROJECT, render, role_defaults, role_variables_file
@@ -64,31 +63,6 @@ def test_without_a_receiver_it_talks_to_nobody() -> None:
     assert "IPAddressDeny=any" not in rendered("prometheus-alertmanager.conf.j2", **WEBHOOK).splitlines()
 
 
-class Receiver(ThreadingHTTPServer):
-    """Keeps the notifications that it gets."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.notifications: list[dict[str, Any]] = []
-        self.keys: set[str | None] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
-
-    def do_POST(self) -> None:
-        self.server.notifications.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.server.keys.add(self.headers["Authorization"])
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-
 @contextmanager
 def alertmanager(folder: Path, receiver: Receiver) -> Iterator[int]:
     """Run it with a webhook to the receiver; its port."""
@@ -97,7 +71,7 @@ def alertmanager(folder: Path, receiver: Receiver) -> Iterator[int]:
     (folder / "alertmanager.yml").write_text(
         rendered(
             "alertmanager.yml.j2",
-            monitoring_webhook_urls=[f"http://127.0.0.1:{receiver.server_address[1]}/"],
+            monitoring_webhook_urls=[receiver.url],
             monitoring_webhook_token="token of the webhook",
             monitoring_group_wait_seconds=2,
             monitoring_group_interval_seconds=2,
@@ -125,9 +99,9 @@ def answers(port: int) -> bool:
         return False
 
 
-def fire(port: int, *alerts: dict[str, str]) -> None:
+def fire(port: int, *alerts: dict[str, str], for_seconds: int = 3600) -> None:
     """Hand alerts over as Prometheus does."""
-    ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
+    ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + for_seconds))
     body = json.dumps([{"labels": labels, "endsAt": ends} for labels in alerts]).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{port}/api/v2/alerts", body, {"Content-Type": "application/json"})
     assert urllib.request.urlopen(request, timeout=10).status == 200
@@ -137,49 +111,53 @@ def alert(name: str, severity: str = "warning", **labels: str) -> dict[str, str]
     return {"alertname": name, "severity": severity, "host": "a", **labels}
 
 
-def test_a_host_whose_models_are_all_down_is_one_notification_and_says_nothing_twice(tmp_path: Path) -> None:
-    receiver = Receiver()
-    threading.Thread(target=receiver.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    models = ("m", "n", "o", "p")
-    try:
-        with alertmanager(tmp_path, receiver) as port:
-            fire(
-                port,
-                *(alert("ModelDown", "critical", model=model) for model in models),
-                *(
-                    alert(name, model=model)
-                    for model in models
-                    for name in ("BreakerOpen", "TargetMissing", "LatencyBudgetBurns", "QueueGrows")
-                ),
-                *(alert("ModelNotGenerating", "critical", model=model) for model in models),
-                alert("DiskFills", mountpoint="/"),
-                alert("ModelNotGenerating", "critical", host="b", model="m"),
-                alert("BreakerOpen", host="b", model="m"),
-                alert("BreakerOpen", host="b", model="n"),
-                alert("HostDown", "critical", host="c"),
-                alert("ModelDown", "critical", host="c", model="m"),
-                alert("TargetMissing", host="c", job="node", service="node"),
-                alert("FiguresMissing", host="c"),
-                alert("TargetMissing", host="d", job="node", service="node"),
-                alert("FiguresMissing", host="d"),
-                alert("ErrorBudgetBurns", "critical", host="d", window="1h"),
-                alert("ErrorBudgetBurns", host="d", window="3d"),
-            )
-            until(lambda: len(receiver.notifications) >= 4, seconds=30, what="a notification for each host")
-    finally:
-        receiver.shutdown()
-        receiver.server_close()
-    assert receiver.keys == {"Bearer token of the webhook"}
+def said_in(notifications: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """Alerts by host; there is one notification for each."""
     said = {
         notification["groupLabels"]["host"]: sorted(
             (entry["labels"]["alertname"], entry["labels"].get("model", "")) for entry in notification["alerts"]
         )
-        for notification in receiver.notifications
+        for notification in notifications
     }
-    assert len(receiver.notifications) == len(said) == 4
-    assert said == {
+    assert len(notifications) == len(said)
+    return said
+
+
+def test_a_host_whose_models_are_all_down_is_one_notification_and_says_nothing_twice(tmp_path: Path) -> None:
+    models = ("m", "n", "o", "p")
+    followers = ("BreakerOpen", "TargetMissing", "LatencyBudgetBurns", "QueueGrows")
+    alerts = (
+        *(alert("ModelDown", "critical", model=model) for model in models),
+        *(alert(name, model=model) for model in models for name in followers),
+        *(alert("ModelNotGenerating", "critical", model=model) for model in models),
+        alert("DiskFills", mountpoint="/"),
+        alert("ModelNotGenerating", "critical", host="b", model="m"),
+        alert("BreakerOpen", host="b", model="m"),
+        alert("BreakerOpen", host="b", model="n"),
+        alert("HostDown", "critical", host="c"),
+        alert("ModelDown", "critical", host="c", model="m"),
+        alert("TargetMissing", host="c", job="node", service="node"),
+        alert("FiguresMissing", host="c"),
+        alert("TargetMissing", host="d", job="node", service="node"),
+        alert("FiguresMissing", host="d"),
+        alert("ErrorBudgetBurns", "critical", host="d", window="1h"),
+        alert("ErrorBudgetBurns", host="d", window="3d"),
+    )
+    expected = {
         "a": [("DiskFills", ""), *(("ModelDown", model) for model in models)],
         "b": [("BreakerOpen", "n"), ("ModelNotGenerating", "m")],
         "c": [("HostDown", "")],
         "d": [("ErrorBudgetBurns", ""), ("TargetMissing", "")],
     }
+    with receiving("127.0.0.1") as receiver, alertmanager(tmp_path, receiver) as port:
+        fire(port, *alerts)
+        until(lambda: len(receiver.notifications) >= 4, seconds=30, what="a notification for each host")
+        assert said_in(receiver.notifications) == expected
+        # What follows goes first, or it would be said after all when what it follows from is gone.
+        fire(port, *(entry for entry in alerts if entry["alertname"] in followers), for_seconds=-1)
+        fire(port, *alerts, for_seconds=-1)
+        until(lambda: len(receiver.notifications) >= 8, seconds=30, what="a notification of the end for each host")
+    assert [notification["status"] for notification in receiver.notifications] == ["firing"] * 4 + ["resolved"] * 4
+    ended = said_in(receiver.notifications[4:])
+    assert [host for host, said in expected.items() if not set(said) <= set(ended[host])] == []
+    assert receiver.keys == {"Bearer token of the webhook"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import yaml
 
 from edge.haproxy import free_ports
 from library.test_citadel_status import Service, state, unit
+from playing import place_program, run_playbook
 from rendering import PROJECT
 from unit.plan_examples import production_plan
 
@@ -61,11 +61,8 @@ def host(tmp_path: Path) -> Iterator[Path]:
         units |= unit(plan["gateway"]["unit"], ExecStart="{ argv[]=/opt/citadel/runtime/litellm/1.106.2-a1b2c3d4e5f6/bin/litellm ; }")
         (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
         (tmp_path / "units.json").write_text(json.dumps(units), encoding="utf-8")
-        (tmp_path / "mock").mkdir()
         for name, text in (("systemctl", SYSTEMCTL), ("systemd-run", SYSTEMD_RUN)):
-            mock = tmp_path / "mock" / name
-            mock.write_text(text.format(python=sys.executable, folder=tmp_path, recorded=RECORDED), encoding="utf-8")
-            mock.chmod(0o755)
+            place_program(tmp_path / "mock" / name, text.format(python=sys.executable, folder=tmp_path, recorded=RECORDED))
         variables = {
             "ansible_connection": "local",
             "ansible_become": False,
@@ -81,23 +78,18 @@ def host(tmp_path: Path) -> Iterator[Path]:
         }
         groups = {name: {"hosts": {HOST: variables}} for name in ("llm_servers", "gateways")}
         (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}), encoding="utf-8")
-        # A file, because what is given on a command line is shown there.
         (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
         yield tmp_path
 
 
 def play(host: Path, **variables: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ansible", "playbook", "-vv", "-i", host / "hosts.yml", "playbooks/benchmark.yml"]
-    path = f"{host / 'mock'}:{os.environ['PATH']}"
-    environment = os.environ | {"ANSIBLE_LOCAL_TEMP": str(host), "ANSIBLE_NOCOLOR": "1", "PATH": path}
-    finished = subprocess.run(
-        [*command, "-e", f"@{host}/settings.json", "-e", json.dumps(variables)],
-        cwd=PROJECT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    finished = run_playbook(
+        PROJECT / "playbooks" / "benchmark.yml",
+        "-vv",
+        folder=host,
+        inventory=host / "hosts.yml",
+        variables=json.loads((host / "settings.json").read_text()) | variables,
+        path=host / "mock",
     )
     assert "Traceback" not in finished.stdout + finished.stderr
     assert KEY not in finished.stdout + finished.stderr

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 from edge.refusals import refusals
 from gateway.harness import plan
-from rendering import PROJECT
+from playing import changed_tasks, local_play, run_playbook
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,22 +19,10 @@ LINE = r"LITELLM_MASTER_KEY (sk-[A-Za-z0-9_-]{32,})\n"
 
 def run(folder: Path, tasks_from: str, **variables: object) -> tuple[int, str]:
     """Run tasks of the role as root of a namespace of its own; changed tasks and all that was shown. Changed is -1 where it failed."""
-    playbook = folder / "playbook.yml"
-    role = {"name": "gateway", "tasks_from": tasks_from}
-    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [{"ansible.builtin.import_role": role}]}
-    playbook.write_text(json.dumps([play]))
-    # A file, because what is given on a command line is shown there.
-    given = folder / "variables.json"
-    given.write_text(
-        json.dumps({"ansible_python_interpreter": sys.executable, "gateway_secret_file": str(folder / "gateway.key"), **variables})
-    )
-    command = ["unshare", "--map-root-user", sys.executable, "-m", "ansible", "playbook", "--inventory", "localhost,", "-vvv", "--diff"]
-    finished = subprocess.run(
-        [*command, "--extra-vars", f"@{given}", str(playbook)], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120
-    )
-    shown = finished.stdout + finished.stderr
-    changed = re.findall(r"changed=(\d+)", shown)
-    return (int(changed[-1]) if finished.returncode == 0 else -1), shown
+    play = local_play({"ansible.builtin.import_role": {"name": "gateway", "tasks_from": tasks_from}})
+    given = {"gateway_secret_file": str(folder / "gateway.key"), **variables}
+    finished = run_playbook(play, "-vvv", "--diff", folder=folder, variables=given, as_root=True)
+    return changed_tasks(finished), finished.stdout + finished.stderr
 
 
 def key(folder: Path) -> str:

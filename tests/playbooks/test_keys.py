@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from edge.haproxy import LOOPBACK, MODELS, STRANGER, Edge, ask, make_edge
+from playing import run_playbook
 from rendering import PROJECT
 
 if TYPE_CHECKING:
@@ -46,16 +45,15 @@ class Hosts:
         if not (inventory / "group_vars").exists():
             (inventory / "group_vars").symlink_to(groups)
         (inventory / "hosts.json").write_text(json.dumps({"llm_servers": {"hosts": hosts}, "gateways": {"hosts": hosts}}))
-        given = self.folder / "variables.json"
-        given.write_text(json.dumps({"ansible_python_interpreter": sys.executable, "ansible_become": False, **variables}))
-        command = ["unshare", "--map-root-user", sys.executable, "-m", "ansible", "playbook", "--inventory", str(inventory)]
-        finished = subprocess.run(
-            [*command, "-vvv", "--diff", "--extra-vars", f"@{given}", *arguments, "playbooks/keys.yml"],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=180,
+        finished = run_playbook(
+            PROJECT / "playbooks" / "keys.yml",
+            "-vvv",
+            "--diff",
+            *arguments,
+            folder=self.folder,
+            inventory=inventory,
+            variables={"ansible_become": False, **variables},
+            as_root=True,
         )
         shown = finished.stdout + finished.stderr
         assert finished.returncode == rc, shown

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import yaml
 
 from citadel_plan import plan_page
+from playing import run_playbook
 from rendering import PROJECT
 from unit.plan_examples import HOST, production_plan
 
@@ -23,9 +22,9 @@ CHANGE = {"citadel_model_overrides": {"phi-3-mini": {"request": {"cpu_quota_perc
 def play(
     folder: Path, *arguments: str, variables: dict[str, Any] | None = None, playbook: Path = PROJECT / "playbooks" / "plan.yml"
 ) -> str:
-    command = [sys.executable, "-m", "ansible", "playbook", str(playbook), "--extra-vars", f"@{FACTS}", *arguments]
-    command += ["--extra-vars", json.dumps({"plan_report_folder": str(folder / "plan"), **(variables or {})})]
-    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
+    given = {"plan_report_folder": str(folder / "plan"), **(variables or {})}
+    inventory = PROJECT / "inventory"
+    finished = run_playbook(playbook, "--extra-vars", f"@{FACTS}", *arguments, folder=folder, inventory=inventory, variables=given)
     assert "Traceback" not in finished.stdout + finished.stderr
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from edge.haproxy import free_ports
+from playing import run_playbook
 from rendering import PROJECT
 from unit.plan_examples import production_plan
 
@@ -36,22 +35,12 @@ def play(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}))
     variables = {
         "ansible_become": False,
-        "ansible_python_interpreter": sys.executable,
         "status_plan_file": f"{folder}/{{{{ inventory_hostname }}}}.json",
         "status_edge_exporter_port": next(ports),
         "status_node_exporter_port": next(ports),
     }
-    command = [sys.executable, "-m", "ansible", "playbook", "-i", folder / "hosts.yml", "playbooks/status.yml"]
-    environment = os.environ | {"ANSIBLE_LOCAL_TEMP": str(folder), "ANSIBLE_NOCOLOR": "1"}
-    finished = subprocess.run(
-        [*command, "-e", json.dumps(variables), *arguments],
-        cwd=PROJECT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    status = PROJECT / "playbooks" / "status.yml"
+    finished = run_playbook(status, *arguments, folder=folder, inventory=folder / "hosts.yml", variables=variables)
     assert "Traceback" not in finished.stdout + finished.stderr
     assert set(re.findall(r"changed=(\d+)", finished.stdout)) == {"0"}
     return finished

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from playing import run_playbook
 from rendering import PROJECT
 
 GIB = 2**30
@@ -68,9 +68,6 @@ def planned(case: str, folder: Path) -> dict[str, Any]:
     # Nothing is connected to, so how the lab would connect is not asked for either: without a lab it refuses to say.
     given = {"citadel_host_facts": facts, "ansible_connection": "local", "ansible_ssh_common_args": ""}
     playbook.write_text(_QUESTION.format(host=HOST, destination=destination, python=sys.executable))
-    command = [sys.executable, "-m", "ansible", "playbook", str(playbook), "--extra-vars", json.dumps(given)]
-    for inventory in inventories:
-        command += ["--inventory", str(PROJECT / inventory)]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    result = run_playbook(playbook, folder=folder, inventory=[PROJECT / inventory for inventory in inventories], variables=given)
     assert result.returncode == 0, result.stdout + result.stderr
     return dict(json.loads(destination.read_text()))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 from lab_host import HOST, ask, until
+from prometheus import Prometheus
 from promql import selectors
 from testinfra.host import Host
 
@@ -16,6 +16,7 @@ AFTER_AN_EVENT = {
     "litellm_deployment_failed_fallbacks_total": "the same",
     "gateway:fallbacks:rate5m": "recorded from them",
     "gateway:fallbacks_failed:rate5m": "recorded from them",
+    "ALERTS": "there are none on a host that is well",
     "citadel_certificate_expires_timestamp_seconds": "there is a certificate where the inventory names one",
 }
 """What need not be there on a host that is well, and why."""
@@ -23,24 +24,6 @@ AFTER_AN_EVENT = {
 LOOK_BACK_SECONDS = 3600
 RECORDED_SECONDS = 240
 """Two scrapes after the traffic, and an evaluation of the slowest group."""
-
-
-class Prometheus:
-    """Asked as an operator's browser asks it, through the edge."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-
-    def get(self, path: str, **parameters: str) -> Any:
-        answer = ask(self._port, f"/api/v1/{path}?{urlencode(parameters)}")
-        assert answer.status == 200, f"{path} {parameters}: {answer.text}"
-        return answer.json()["data"]
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        return list(self.get("query", query=expression)["result"])
-
-    def rules(self) -> list[dict[str, Any]]:
-        return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
 
 
 @pytest.fixture(scope="module")

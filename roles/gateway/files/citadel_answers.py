@@ -46,6 +46,10 @@ class Refusal:
     param: str | None = None
     retry_after_seconds: int | None = None
 
+    def document(self) -> dict[str, str | None]:
+        """Give what the client finds under `error`."""
+        return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+
 
 def is_verdict_on_request(status: object) -> bool:
     """Whether an HTTP status from a model means that the request is at fault, so that asking another model would overrule the first."""
@@ -103,12 +107,6 @@ def refusal_before(decision: TooLong | NoSuchModel | Unavailable, rules: Rules) 
         message=_unavailable(decision.model if decision.route == NAMED else None),
         retry_after_seconds=rules.retry_after_seconds,
     )
-
-
-def malformed_refusal(field: str) -> Refusal:
-    """Say that a field of the request has the wrong form: LiteLLM would fail at it, once per model."""
-    form = {"messages": "a list of objects", "prompt": "a text, a list of texts, a list of tokens or a list of those"}[field]
-    return Refusal(status=400, kind="invalid_request_error", code="invalid_type", message=f"'{field}' must be {form}.", param=field)
 
 
 def _too_long(sentence: str) -> Refusal:

@@ -2,6 +2,7 @@
 
 It does what LiteLLM has no setting for:
 
+* it puts `citadel_request_form` before LiteLLM, which refuses requests of a form that no model reads;
 * it carries the decisions of `citadel_routing` into a request: the model where none is named, and who is asked when that one cannot
   answer. A request that its model has refused as faulty is handed to nobody (LiteLLM falls back on every error, a 400 included), one
   that is too long only to a longer model;
@@ -24,11 +25,13 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 from fastapi import HTTPException, status
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.proxy import proxy_server
 from litellm.proxy._types import ProxyException
 from prometheus_client import Counter
 
-from citadel_answers import Refusal, malformed_refusal, note_failure, refusal_after, refusal_before, without_quotations
-from citadel_request import malformed_field, read_demand
+from citadel_answers import Refusal, note_failure, refusal_after, refusal_before, without_quotations
+from citadel_request import read_demand
+from citadel_request_form import FormCheck
 from citadel_routing import (
     Course,
     Decision,
@@ -56,9 +59,6 @@ _MODELS_HEADER: Final = "x-citadel-models"
 _METADATA_NAMES: Final = ("metadata", "litellm_metadata")
 _COURSE: Final = "citadel_course"
 
-# With these a client could have its request sent past the decision.
-_CLIENT_SWITCHES: Final = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "disable_fallbacks", "max_fallbacks")
-
 _NOT_ASKED: Final = "is not asked for this request"
 
 _WRONG_KEY_SECONDS: Final = 0.5
@@ -82,16 +82,18 @@ class RequestRefused(Exception):
 class RefusalError(ProxyException, HTTPException):  # type: ignore[misc]  # LiteLLM is typed, but not where this file is checked
     """A `Refusal` as LiteLLM takes it: from a hook after a failure only as HTTPException, and unchanged only as ProxyException."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal, *, route: str | None = None) -> None:
         headers = {} if refusal.retry_after_seconds is None else {"Retry-After": str(refusal.retry_after_seconds)}
+        if route is not None:
+            headers["x-citadel-route"] = route
         ProxyException.__init__(self, message=refusal.message, type=refusal.kind, param=refusal.param, code=refusal.status, headers=headers)
         # ProxyException has called HTTPException with the message for a status.
         self.status_code, self.detail = refusal.status, refusal.message
-        self._document = {"message": refusal.message, "type": refusal.kind, "param": refusal.param, "code": refusal.code}
+        self._document = refusal.document()
 
     def to_dict(self) -> dict[str, Any]:
         """Give the error as the client gets it; ProxyException's own has the status for a code."""
-        return dict(self._document)
+        return self._document
 
 
 class EdgeWatch:
@@ -140,17 +142,14 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
                 raise RefusalError(refusal_before(unknown, self._rules))
             return data
         chat = call_type in _CHAT_CALLS
-        if malformed := malformed_field(data, chat=chat):
-            raise RefusalError(malformed_refusal(malformed))
         demand = read_demand(data, chat=chat, longest_token_characters=self._rules.longest_token_characters)
         decision = decide(self._rules, demand, named=None if automatic else named, state=self._edge.state(), permitted=permitted)
         if not isinstance(decision, NoSuchModel):
             _DECISIONS.labels(decision.route, decision.model).inc()
         if not isinstance(decision, Decision):
-            raise RefusalError(refusal_before(decision, self._rules))
+            route = None if isinstance(decision, NoSuchModel) else decision.route
+            raise RefusalError(refusal_before(decision, self._rules), route=route)
         data["model"] = decision.model
-        for switch in _CLIENT_SWITCHES:
-            data.pop(switch, None)
         data["fallbacks"] = decision.others
         course = Course(decision=decision, demand=demand, permitted=permitted)
         for metadata in _metadata(data):
@@ -191,6 +190,9 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
             return None
         course = _course(request_data)
         if course is not None:
+            if not course.has_heard_of_last():
+                # LiteLLM opens a stream of completions after its router, which then has noted nothing.
+                _note(course, original_exception)
             refusal = refusal_after(course, self._rules)
             return RefusalError(refusal) if refusal is not None else None
         # LiteLLM has decided about the key: whom it lets in has a role here.
@@ -283,5 +285,10 @@ for _name in _LITELLM_LOGGERS:
 # LiteLLM makes a client of its own for each text completion and leaves it to Python to close it, which aiohttp calls an error, twice
 # per request.
 logging.getLogger("asyncio").addFilter(_is_no_leftover_client)
+
+# LiteLLM loads this file while its application starts, when Starlette has already put its middleware together: what is to come before all
+# of it can only be put there. Where the configuration is merely checked there is none.
+if proxy_server.app.middleware_stack is not None:
+    proxy_server.app.middleware_stack = FormCheck(proxy_server.app.middleware_stack)
 
 gateway_hook: Final = GatewayHook(load_rules(Path(__file__).with_name("routing.json")))

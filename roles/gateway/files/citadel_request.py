@@ -100,21 +100,6 @@ def read_demand(body: Mapping[str, Any], *, chat: bool, longest_token_characters
     )
 
 
-def malformed_field(body: Mapping[str, Any], *, chat: bool) -> str | None:
-    """Name the field that holds what is said to the model, where it is of a form that no model reads. One that is missing is not."""
-    if chat:
-        messages = body.get("messages")
-        fine = messages is None or (isinstance(messages, list) and all(isinstance(message, dict) for message in messages))
-        return None if fine else "messages"
-    prompt = body.get("prompt")
-    fine = (
-        prompt is None
-        or isinstance(prompt, str)
-        or (isinstance(prompt, list) and all(isinstance(item, (str, int, list)) for item in prompt))
-    )
-    return None if fine else "prompt"
-
-
 def estimate_tokens(text: str) -> int:
     """Estimate how many tokens a text is at most; as quick for a megabyte as for 32 kB."""
     if len(text) <= _SAMPLED_CHARACTERS:

@@ -40,9 +40,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """How a model is, all of its instances together, as the edge sees it."""
+    """How a model is, all of its instances together, as the edge sees it. `on_trial`: its breaker is half-open, one request is let through to see."""
 
     able: bool
+    on_trial: bool
     running: int
     queued: int
     places: int
@@ -164,7 +165,13 @@ def _read_rule(document: Mapping[str, Any]) -> Rule:
 def read_state(document: Mapping[str, Any]) -> dict[str, State]:
     """Read what the edge says of its models."""
     return {
-        name: State(able=model["breaker"] == "closed", running=model["running"], queued=model["queued"], places=model["places"])
+        name: State(
+            able=model["breaker"] == "closed",
+            on_trial=model["breaker"] == "half-open",
+            running=model["running"],
+            queued=model["queued"],
+            places=model["places"],
+        )
         for name, model in document["models"].items()
     }
 
@@ -243,8 +250,9 @@ class _Choice:
         return self.demand.stream and self.demand.kind == COMPLETION
 
     def _known_down(self, name: str) -> bool:
+        """Whether asking is of no use. A model on trial is asked, or it would never be taken back, but not where nobody else could answer then."""
         state = self.state.get(name)
-        return state is not None and not state.able
+        return state is not None and not state.able and (self._asked_once or not state.on_trial)
 
     def _may(self, name: str) -> bool:
         return (self.permitted is None or name in self.permitted) and self.demand.kind in self.rules.models[name].modes
@@ -338,6 +346,10 @@ class Course:
             longest = max(rules.models[name].context_tokens for name in self.too_long)
             return model in self.decision.on_length and rules.models[model].context_tokens > longest
         return model == self.decision.model or model in self.decision.on_failure
+
+    def has_heard_of_last(self) -> bool:
+        """Whether it is known why the one who was asked last has not answered."""
+        return not self.asked or self.refused or self.asked[-1] in self.too_long or self.asked[-1] in self.unavailable
 
     @property
     def route(self) -> str:

@@ -235,7 +235,9 @@ def test_instances_of_a_model_share_it_in_proportion_to_their_places() -> None:
     places = next(service["max_num_seqs"] for service in plans[HOST]["plan"]["services"] if service["name"] == "phi-3-mini")
     here = {"host": HOST, "address": "192.168.10.29", "port": 11403, "places": places, "weight": places}
     there = {"host": OTHER, "address": "192.168.10.30", "port": 11403, "places": 1, "weight": 1}
-    assert list_shared_models(plans, host=HOST) == [{"name": "phi-3-mini", "upstream_port": 31403, "instances": [here, there]}]
+    (shared,) = list_shared_models(plans, host=HOST)
+    waiting = sum(plan["plan"]["services"][-1]["max_waiting"] for plan in plans.values())
+    assert shared == {"name": "phi-3-mini", "upstream_port": 31403, "max_waiting": waiting, "instances": [here, there]}
     assert [model["name"] for model in list_shared_models(plans, host=OTHER)] == ["hermes-2", "mixtral-8x7b", "openchat-3.5", "phi-3-mini"]
     assert list_shared_models(plans, host=OTHER)[3]["instances"] == [there, here], "its own first"
     assert list_shared_models({HOST: plans[HOST]}, host=HOST) == []

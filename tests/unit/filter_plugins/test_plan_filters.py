@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from citadel_plan import (
     plan_page,
     plan_table,
 )
+from playing import run_playbook
 from unit.plan_examples import HOST, PROJECT, host_facts, production_plan
 
 PLAY = """
@@ -61,10 +61,7 @@ PLAY = """
 def run(folder: Path, variables: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     (folder / "play.yml").write_text(PLAY, encoding="utf-8")
     variables = {"citadel_host_facts": host_facts(), "destination": str(folder / "results.json"), **variables}
-    (folder / "variables.yml").write_text(yaml.safe_dump(variables), encoding="utf-8")
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", PROJECT / "inventory", "-e", "@variables.yml", "play.yml"]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_LOCAL_TEMP": str(folder), "ANSIBLE_NOCOLOR": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return run_playbook(folder / "play.yml", folder=folder, inventory=PROJECT / "inventory", variables=variables)
 
 
 def test_the_committed_inventory_gives_the_same_plan_through_ansible(tmp_path: Path) -> None:
@@ -109,6 +106,6 @@ def test_each_filter_is_documented_beside_the_code(path: Path) -> None:
 
 
 def test_every_filter_has_documentation() -> None:
-    source = (PROJECT / "filter_plugins" / "citadel_plan.py").read_text(encoding="utf-8")
+    adapters = (PROJECT / "filter_plugins").glob("*.py")
     documented = {path.stem for path in (PROJECT / "filter_plugins").glob("*.yml")}
-    assert {line.split('"')[1] for line in source.splitlines() if line.strip().startswith('"citadel_')} == documented
+    assert {name for path in adapters for name in re.findall(r'"(citadel_\w+)": citadel_', path.read_text(encoding="utf-8"))} == documented

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from playing import run_playbook
 from unit.citadel_plan.test_plan_bad_input import CASES
 from unit.plan_examples import HOST, PROJECT, host_facts, refusal_of
 
@@ -43,10 +41,7 @@ PLAY = """
 
 
 def playbook(folder: Path, file: Path, variables: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    (folder / "variables.yml").write_text(yaml.safe_dump(variables), encoding="utf-8")
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", PROJECT / "inventory", "-e", f"@{folder}/variables.yml", file]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_LOCAL_TEMP": str(folder), "ANSIBLE_NOCOLOR": "1"}
-    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    return run_playbook(file, folder=folder, inventory=PROJECT / "inventory", variables=variables)
 
 
 def as_case(arguments: dict[str, Any]) -> dict[str, Any]:
