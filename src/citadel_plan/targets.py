@@ -48,7 +48,7 @@ def list_node_targets(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> l
 
 
 def list_edge_targets(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> list[dict[str, Any]]:
-    """List where the edges tell their own metrics: of the host that Prometheus runs on on loopback, of the model servers at their addresses.
+    """List where the edges tell their own metrics: on loopback of the host that Prometheus runs on, of the others at their addresses.
 
     Args:
         plans: As for :func:`list_metrics_targets`.

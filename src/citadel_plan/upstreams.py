@@ -21,7 +21,8 @@ def list_upstreams(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> list
         host: The gateway's own host.
 
     Returns:
-        One entry per model, ordered by name. A request may go to any instance, so the least of what they can counts, and all of their places.
+        One entry per model, ordered by name. A request may go to any instance, so the least of what they can counts, and all of their
+        places.
 
     Raises:
         ValueError: A sentence, where a host has no plan or no address, or two models would have one port.
@@ -35,7 +36,9 @@ def list_upstreams(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> list
             "api_base": f"http://{LOOPBACK}:{_upstream_port(instances, host)}/v1",
             "description": next(iter(instances.values()))["description"],
             "specialisation": list(next(iter(instances.values()))["specialisation"]),
-            "modes": [mode for mode in next(iter(instances.values()))["modes"] if all(mode in each["modes"] for each in instances.values())],
+            "modes": [
+                mode for mode in next(iter(instances.values()))["modes"] if all(mode in each["modes"] for each in instances.values())
+            ],
             "context_tokens": min(each["context_tokens"] for each in instances.values()),
             "max_output_tokens": min(each["max_output_tokens"] for each in instances.values()),
             "max_num_seqs": sum(each["max_num_seqs"] for each in instances.values()),
@@ -53,8 +56,8 @@ def list_shared_models(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> 
         host: The gateway's own host.
 
     Returns:
-        ``{"name", "upstream_port", "max_waiting", "instances"}`` per model, ordered by name; of each instance ``{"host", "address", "port", "places", "weight"}``,
-        this host's first, then by host. Weights are in proportion to the places.
+        ``{"name", "upstream_port", "max_waiting", "instances"}`` per model, ordered by name; of each instance
+        ``{"host", "address", "port", "places", "weight"}``, this host's first, then by host. Weights are in proportion to the places.
 
     Raises:
         ValueError: As :func:`list_upstreams`, and where hosts have no addresses, or addresses of different families.
@@ -104,8 +107,8 @@ def _instances(plans: Mapping[str, Mapping[str, Any]], host: str) -> dict[str, d
         other = owners.setdefault(_upstream_port(instances, host), model)
         if other != model and host not in instances:
             raise ValueError(
-                f"{other} and {model} would both be called at port {_upstream_port(instances, host)} of {LOOPBACK} on {host}, though they are models of"
-                " different hosts: give each model a request.port that no other one has on any host."
+                f"{other} and {model} would both be called at port {_upstream_port(instances, host)} of {LOOPBACK} on {host},"
+                " though they are models of different hosts: give each model a request.port that no other one has on any host."
             )
     return dict(sorted(found.items()))
 

@@ -21,8 +21,24 @@ if TYPE_CHECKING:
 PRODUCTION: dict[str, Any] = {
     "edge_server_addresses": ["192.168.10.29"],
     "edge_services": [
-        {"name": "mixtral-8x7b", "api_port": 11400, "metrics_port": 11401, "state_port": 21400, "upstream_port": 31400, "max_num_seqs": 9, "max_waiting": 36},
-        {"name": "openchat-3.5", "api_port": 11401, "metrics_port": 11402, "state_port": 21401, "upstream_port": 31401, "max_num_seqs": 16, "max_waiting": 64},
+        {
+            "name": "mixtral-8x7b",
+            "api_port": 11400,
+            "metrics_port": 11401,
+            "state_port": 21400,
+            "upstream_port": 31400,
+            "max_num_seqs": 9,
+            "max_waiting": 36,
+        },
+        {
+            "name": "openchat-3.5",
+            "api_port": 11401,
+            "metrics_port": 11402,
+            "state_port": 21401,
+            "upstream_port": 31401,
+            "max_num_seqs": 16,
+            "max_waiting": 64,
+        },
     ],
     "edge_api_ports": [{"port": 11400, "service": "mixtral-8x7b"}, {"port": 11401, "service": "openchat-3.5"}],
     "edge_metrics_ports": [

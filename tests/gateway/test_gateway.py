@@ -30,7 +30,9 @@ pytestmark = pytest.mark.usefixtures("_as_new")
 
 @pytest.fixture(scope="module")
 def gateway(backends: dict[str, Backend], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with Gateway(tmp_path_factory.mktemp("gateway"), [upstream(backend) for backend in backends.values()], {"gateway_fallbacks": FALLBACKS}) as running:
+    with Gateway(
+        tmp_path_factory.mktemp("gateway"), [upstream(backend) for backend in backends.values()], {"gateway_fallbacks": FALLBACKS}
+    ) as running:
         yield running
 
 

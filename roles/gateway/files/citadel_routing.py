@@ -40,7 +40,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """How a model is, all of its instances together, as the edge sees it. `on_trial`: its breaker is half-open, one request is let through to see."""
+    """How a model is, all of its instances together, as the edge sees it.
+
+    `on_trial`: its breaker is half-open, one request is let through to see.
+    """
 
     able: bool
     on_trial: bool
@@ -129,9 +132,7 @@ def load_rules(path: Path) -> Rules:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         models = {
-            upstream["model"]: Model(
-                name=upstream["model"], context_tokens=upstream["context_tokens"], modes=frozenset(upstream["modes"])
-            )
+            upstream["model"]: Model(name=upstream["model"], context_tokens=upstream["context_tokens"], modes=frozenset(upstream["modes"]))
             for upstream in document["upstreams"]
         }
         rules = tuple(_read_rule(rule) for rule in document["rules"])
@@ -250,7 +251,10 @@ class _Choice:
         return self.demand.stream and self.demand.kind == COMPLETION
 
     def _known_down(self, name: str) -> bool:
-        """Whether asking is of no use. A model on trial is asked, or it would never be taken back, but not where nobody else could answer then."""
+        """Whether asking is of no use.
+
+        A model on trial is asked, or it would never be taken back, but not where nobody else could answer then.
+        """
         state = self.state.get(name)
         return state is not None and not state.able and (self._asked_once or not state.on_trial)
 

@@ -204,7 +204,10 @@ OTHER = "hx-llm-server-02"
 
 
 def test_a_gateway_calls_every_model_once_on_loopback() -> None:
-    plans = {HOST: entry(as_dict()), OTHER: entry(only("phi-3-mini", min_num_seqs=1, max_num_seqs=1, request={"context_tokens": 1024}), "192.168.10.30")}
+    plans = {
+        HOST: entry(as_dict()),
+        OTHER: entry(only("phi-3-mini", min_num_seqs=1, max_num_seqs=1, request={"context_tokens": 1024}), "192.168.10.30"),
+    }
     upstreams = list_upstreams(plans, host=HOST)
     assert [(upstream["model"], upstream["host"], upstream["api_base"]) for upstream in upstreams] == [
         ("hermes-2", HOST, "http://127.0.0.1:31401/v1"),
@@ -244,7 +247,11 @@ def test_instances_of_a_model_share_it_in_proportion_to_their_places() -> None:
 
 
 def test_weights_are_what_haproxy_knows() -> None:
-    plans = {HOST: entry(only("phi-3-mini")), OTHER: entry(only("phi-3-mini"), "192.168.10.30"), "small": entry(only("phi-3-mini"), "192.168.10.31")}
+    plans = {
+        HOST: entry(only("phi-3-mini")),
+        OTHER: entry(only("phi-3-mini"), "192.168.10.30"),
+        "small": entry(only("phi-3-mini"), "192.168.10.31"),
+    }
     for host, places in {HOST: 1024, OTHER: 512, "small": 2}.items():
         plans[host]["plan"]["services"][0]["max_num_seqs"] = places
     assert [instance["weight"] for instance in list_shared_models(plans, host=HOST)[0]["instances"]] == [256, 128, 1]
