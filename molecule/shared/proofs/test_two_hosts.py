@@ -47,6 +47,17 @@ while time.monotonic() < ends:
 """
 
 
+# A command of HAProxy's from standard input.
+SOCKET = """
+import socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect("/run/citadel-edge/admin.sock")
+connection.sendall(sys.stdin.read().encode())
+while part := connection.recv(65536):
+    sys.stdout.write(part.decode())
+"""
+
+
 class Watch(threading.Thread):
     """What HAProxy on the gateway's host says of the instances. All times are of this machine, whose clock the guests share."""
 
@@ -148,6 +159,38 @@ def lose(watch: Watch, port: int, what: str, go: Callable[[], object], come_back
         f"{others} answered by another model",
     ]
     keep_row("two-hosts", {"what": what, "requests": len(outcomes), "failed": len(failed(outcomes)), "measured": "; ".join(found)})
+    assert failed(outcomes) == []
+
+
+def test_new_keys_between_hosts_cost_no_request(plan: dict[str, Any], server: Host, other: Host) -> None:
+    sum_of_key = "cut -d' ' -f2 /opt/citadel/secrets/node.key | tr -d '\\n' | sha256sum | cut -c1-64"
+    before = server.check_output(sum_of_key)
+    playbook = [
+        CHECKOUT / ".venv/bin/ansible-playbook",
+        "-i",
+        "inventory",
+        "-i",
+        "lab/inventory",
+        *TWO_HOSTS,
+        "playbooks/rotate-node-keys.yml",
+    ]
+    with load(plan["gateway"]["port"], 300) as running:
+        result = subprocess.run(playbook, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+        time.sleep(5)
+    assert result.returncode == 0, result.stdout[-4000:]
+    after = server.check_output(sum_of_key)
+    assert after != before
+    # The old key is good nowhere.
+    for host in (server, other):
+        known = host.file("/etc/haproxy/citadel/client-node-keys.map").content_string.splitlines()
+        assert [line for line in known if not line.startswith("#")] == [f"{after} node:{HOST}"]
+        shown = host.check_output("echo 'show map /etc/haproxy/citadel/client-node-keys.map' | python3 -c %s", SOCKET)
+        assert [line.split()[1:] for line in shown.splitlines() if line] == [[after, f"node:{HOST}"]]
+    outcomes = running.outcomes()
+    keep_row(
+        "two-hosts",
+        {"what": "new keys", "requests": len(outcomes), "failed": len(failed(outcomes)), "measured": "the old one is good nowhere"},
+    )
     assert failed(outcomes) == []
 
 
