@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 LOOPBACK: Final = "127.0.0.1"
 NODE_EXPORTER_PORT: Final = 9100
-EDGE_EXPORTER_PORT: Final = 8405
+EDGE_PORTS: Final = {"edge": 8405, "breakers": 8406}
+"""Where an edge tells HAProxy's own metrics, and how its breakers are."""
 
 
 def list_metrics_targets(plans: Mapping[str, Mapping[str, Any]], *, loopback_host: str = "") -> list[dict[str, Any]]:
@@ -58,7 +59,7 @@ def list_edge_targets(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> l
         As :func:`list_node_targets`.
 
     """
-    return [_target("edge", name, plans, host, EDGE_EXPORTER_PORT) for name in sorted({host, *plans})]
+    return [_target(service, name, plans, host, port) for name in sorted({host, *plans}) for service, port in EDGE_PORTS.items()]
 
 
 def list_gateway_targets(

@@ -262,15 +262,17 @@ def test_the_log_says_which_node_asked_and_no_looks(hosts: Hosts) -> None:
     assert KEY not in hosts.other.log() + hosts.gateway.log()
 
 
-def test_the_edges_own_metrics_are_read_by_the_host_of_prometheus(hosts: Hosts) -> None:
-    port = hosts.other.exporter_port
+@pytest.mark.parametrize(("name", "metric"), [("exporter_port", b"haproxy_server_status"), ("state_port", b"citadel_edge_breaker_state")])
+def test_the_edges_own_metrics_are_read_by_the_host_of_prometheus(hosts: Hosts, name: str, metric: bytes) -> None:
+    port = getattr(hosts.other, name)
     answer = ask(port, "/metrics", source=MONITOR, address=OTHER)
     assert answer.status == 200
-    assert b"haproxy_server_status" in answer.body
+    assert metric in answer.body
     assert ask(port, "/metrics", source=TRUSTED, address=OTHER).status == 403
+    assert ask(port, "/state", source=MONITOR, address=OTHER).status == 403
     assert ask(hosts.other.metrics_ports[MODEL], "/metrics", source=MONITOR, address=OTHER).status == 200
     with pytest.raises(ConnectionRefusedError):
-        ask(hosts.gateway.exporter_port, "/metrics", source=MONITOR, address=SERVER)
+        ask(getattr(hosts.gateway, name), "/metrics", source=MONITOR, address=SERVER)
 
 
 def test_a_host_without_gateway_and_prometheus_opens_no_port_for_them(hosts: Hosts) -> None:
