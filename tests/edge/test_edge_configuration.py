@@ -21,8 +21,24 @@ if TYPE_CHECKING:
 PRODUCTION: dict[str, Any] = {
     "edge_server_addresses": ["192.168.10.29"],
     "edge_services": [
-        {"name": "mixtral-8x7b", "api_port": 11400, "metrics_port": 11401, "state_port": 21400, "upstream_port": 31400, "max_num_seqs": 9, "max_waiting": 36},
-        {"name": "openchat-3.5", "api_port": 11401, "metrics_port": 11402, "state_port": 21401, "upstream_port": 31401, "max_num_seqs": 16, "max_waiting": 64},
+        {
+            "name": "mixtral-8x7b",
+            "api_port": 11400,
+            "metrics_port": 11401,
+            "state_port": 21400,
+            "upstream_port": 31400,
+            "max_num_seqs": 9,
+            "max_waiting": 36,
+        },
+        {
+            "name": "openchat-3.5",
+            "api_port": 11401,
+            "metrics_port": 11402,
+            "state_port": 21401,
+            "upstream_port": 31401,
+            "max_num_seqs": 16,
+            "max_waiting": 64,
+        },
     ],
     "edge_api_ports": [{"port": 11400, "service": "mixtral-8x7b"}, {"port": 11401, "service": "openchat-3.5"}],
     "edge_metrics_ports": [
@@ -140,7 +156,10 @@ REFUSED = {
         {"edge_exporter_port": 11400},
         "The ports 8000, 8406, 9090, 11400, 11400, 11401, 31400, 31401 on 127.0.0.1 hold one twice",
     ),
-    "a port of two looks": ({"edge_state_port": 8405}, "The ports 8000, 8405, 8405, 9090, 11400, 11401, 31400, 31401 on 127.0.0.1 hold"),
+    "a port of two looks": (
+        {"edge_state_port": 8405},
+        "The ports 8000, 8405, 8405, 8407, 9090, 11400, 11401, 31400, 31401 on 127.0.0.1 hold",
+    ),
     **{
         f"limits: {case}": ({"edge_client_limits": limits}, f"edge_client_limits is {json.dumps(limits)}")
         for case, limits in {

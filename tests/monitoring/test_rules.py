@@ -167,6 +167,7 @@ def test_recorded_figures_are_right(rules: list[Path], tmp_path: Path) -> None:
         'haproxy_backend_http_responses_total{host="a", proxy="model_n", code="2xx"}': "0+180x20",
         'haproxy_server_check_up_down_total{host="a", proxy="model_m", server="model"}': "0 1 2x20",
         'haproxy_server_check_up_down_total{host="a", proxy="gateway", server="gateway"}': "NaN NaN NaN",
+        'citadel_edge_breaker_trips_total{host="a", model="m"}': "0 0 1x20",
         'litellm_deployment_successful_fallbacks_total{host="a", requested_model="m", fallback_model="n", exception_class="x"}': "0+30x20",
         'vllm:prefix_cache_hits_total{host="a", model="m", engine="0"}': "0+30x20",
         'vllm:prefix_cache_queries_total{host="a", model="m", engine="0"}': "0+120x20",
@@ -188,7 +189,7 @@ def test_recorded_figures_are_right(rules: list[Path], tmp_path: Path) -> None:
         'model:end_to_end_seconds:p95_rate5m{host="a", model="m"}': 0.48,
         'service:cpu_used_of_allowed:ratio_rate5m{host="a", service="m", model="m"}': 0.5,
         'model:requests_waiting:sum{host="b", model="m"}': 2,
-        'model:breaker_openings:increase1h{host="a", model="m"}': 2,
+        'model:breaker_openings:increase1h{host="a", model="m"}': 3,
     }
     tests = [
         {
