@@ -200,7 +200,7 @@ def test_no_data_is_drawn_as_a_gap_and_zero_as_a_hairline(overview: str) -> None
 
 
 def test_first_tokens_that_come_too_late_are_marked(overview: str) -> None:
-    assert {model for model in MODELS if "▲ over target 750 ms target 500 ms" in words(card(overview, model))} == {LATE}
+    assert {model for model in MODELS if "750 ms ▲ over the target of 500 ms" in words(card(overview, model))} == {LATE}
 
 
 @pytest.mark.parametrize("hours", ["1", "6", "24"])
