@@ -24,9 +24,13 @@ options:
     type: bool
     default: true
   edge_exporter_port:
-    description: Port on loopback of the edge's own metrics, where it tells of its breakers.
+    description: Port on loopback of the edge's own metrics.
     type: int
     default: 8405
+  edge_state_port:
+    description: Port on loopback where the edge tells of its breakers.
+    type: int
+    default: 8406
   node_exporter_port:
     description: Port on loopback of the node exporter.
     type: int
@@ -128,7 +132,6 @@ PROPERTIES = (
 )
 BUILDS = {"haproxy_process_build_info", "prometheus_build_info", "node_exporter_build_info"}
 ALERTS = "/api/v1/alerts"
-BREAKERS = {"UP": "closed", "DOWN": "open"}
 
 
 def show(module, names):
@@ -204,15 +207,15 @@ def model_figures(service, answers, edge_metrics):
             sums[name] = max(sums[name] or 0, value) if name.endswith("perc") else (sums[name] or 0) + value
     running, waiting, kv_cache = sums.values()
     breakers = [
-        labels.get("state", "")
+        labels.get("state")
         for name, labels, value in edge_metrics
-        if name == "haproxy_server_status" and value and labels.get("proxy") == f"model_{service['name']}"
+        if name == "citadel_edge_breaker_state" and value and labels.get("model") == service["name"]
     ]
     figures = {
         "answers": known,
         "state": state["state"] if known else None,
         "detail": str(state.get("detail", "")) if known else "",
-        "breaker": BREAKERS.get(breakers[0], breakers[0].lower()) if breakers else None,
+        "breaker": breakers[0] if breakers else None,
         "running": None if running is None else int(running),
         "waiting": None if waiting is None else int(waiting),
         "kv_cache_percent": None if kv_cache is None else round(kv_cache * 100),
@@ -240,7 +243,10 @@ def read_plan(params):
             others.append(("prometheus", "prometheus.service", plan["monitoring"]["prometheus_port"], "/metrics"))
             others.append(("node exporter", "prometheus-node-exporter.service", params["node_exporter_port"], "/metrics"))
         keys = ("name", "unit", "port", "path")
-        parts += [{"kind": other[0], "memory_max_bytes": None} | dict(zip(keys, other, strict=True)) for other in others]
+        parts += [
+            {"kind": other[0], "memory_max_bytes": None, "state_port": params["edge_state_port"]} | dict(zip(keys, other, strict=True))
+            for other in others
+        ]
         known = {
             "device": plan["device"],
             "units": [entry["unit"] for entry in (*plan["services"], plan["gateway"])],
@@ -267,6 +273,7 @@ def ask(parts, seconds, meanwhile):
     """What each service answers to each question, and the result of something else that takes its time."""
     questions = [(part["port"], part["path"]) for part in parts]
     questions += [(part["api_port"], "/metrics") for part in parts if part["kind"] == "model"]
+    questions += [(part["state_port"], "/metrics") for part in parts if part["kind"] == "edge"]
     questions += [(part["port"], ALERTS) for part in parts if part["kind"] == "prometheus"]
     with concurrent.futures.ThreadPoolExecutor(max_workers=len(questions) + 1) as pool:
         asked = {question: pool.submit(get, *question, seconds) for question in questions}
@@ -311,6 +318,7 @@ def main():
             "gateway": {"type": "bool", "default": True},
             "monitoring": {"type": "bool", "default": True},
             "edge_exporter_port": {"type": "int", "default": 8405},
+            "edge_state_port": {"type": "int", "default": 8406},
             "node_exporter_port": {"type": "int", "default": 9100},
             "timeout_seconds": {"type": "int", "default": 5},
         },
@@ -320,7 +328,7 @@ def main():
     answers, (units, units_problem) = ask(
         parts, module.params["timeout_seconds"], lambda: show(module, [SLICE, *(part["unit"] for part in parts)])
     )
-    edge_metrics = [sample for part in parts if part["kind"] == "edge" for sample in samples(answers[part["port"], part["path"]])]
+    edge_metrics = [sample for part in parts if part["kind"] == "edge" for sample in samples(answers[part["state_port"], "/metrics"])]
     module.exit_json(
         changed=False,
         now=time.strftime("%Y-%m-%d %H:%M:%S %Z"),

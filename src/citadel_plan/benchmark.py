@@ -167,8 +167,8 @@ def _unready(state: Entry) -> str:
     """Why a model cannot be measured: down, or another would answer for it."""
     if problems := list(service_problems(state)):
         return problems[0]
-    if state["breaker"] == "open":
-        return f"{state['name']} generates, but the edge's breaker of it is open. Next: journalctl -u haproxy -n 50"
+    if state["breaker"] in {"open", "half-open"}:
+        return f"{state['name']} generates, but the edge's breaker of it is {state['breaker']}. Next: journalctl -u haproxy -n 50"
     return ""
 
 

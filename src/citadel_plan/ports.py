@@ -25,6 +25,7 @@ UPSTREAM_OFFSET: Final = 20_000
 
 EDGE_STATS_PORT: Final = 8405
 EDGE_STATE_PORT: Final = 8406
+GATEWAY_STATE_PORT: Final = 8407
 NODE_EXPORTER_PORT: Final = 9100
 
 OWN_UNITS: Final = frozenset({"haproxy.service", "prometheus.service", "prometheus-node-exporter.service"})
@@ -56,6 +57,7 @@ class Kind(StrEnum):
     PROMETHEUS = "Prometheus"
     EDGE_STATS = "the edge's own metrics"
     EDGE_STATE = "the edge's state of the models"
+    GATEWAY_STATE = "the gateway's state"
     NODE_EXPORTER = "the node exporter"
 
 
@@ -153,6 +155,7 @@ def _platform_listeners(settings: Settings) -> list[Derived]:
         ),
         Derived(side=Side.LOOPBACK, port=EDGE_STATS_PORT, kind=Kind.EDGE_STATS),
         Derived(side=Side.LOOPBACK, port=EDGE_STATE_PORT, kind=Kind.EDGE_STATE),
+        Derived(side=Side.LOOPBACK, port=GATEWAY_STATE_PORT, kind=Kind.GATEWAY_STATE),
         Derived(side=Side.LOOPBACK, port=NODE_EXPORTER_PORT, kind=Kind.NODE_EXPORTER),
     ]
 

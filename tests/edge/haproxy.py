@@ -207,6 +207,8 @@ class Edge:
             "edge_prometheus_port": self.prometheus_port,
             "edge_exporter_port": self.exporter_port,
             "edge_state_port": self.state_port,
+            "edge_gateway_state_port": self.gateway.state_port,
+            "edge_gateway_hold_seconds": 60,
             "edge_check_interval_milliseconds": 200,
             "edge_check_fast_interval_milliseconds": 100,
             "edge_check_timeout_milliseconds": 1000,
@@ -274,7 +276,7 @@ class Edge:
 
 def make_edge(directory: Path, **options: Any) -> Edge:  # noqa: ANN401  # role variables are of any type
     """Prepare an edge with four models, a gateway and a Prometheus, none of them started yet; `options` are role variables."""
-    numbers = iter(free_ports(21))
+    numbers = iter(free_ports(22))
     gateway, prometheus, exporter, state = (next(numbers) for _ in range(4))
     api_ports = {name: next(numbers) for name in MODELS}
     # As on the real host: the metrics of each model on the API port of the next one, the last on a port without an API.
@@ -289,7 +291,7 @@ def make_edge(directory: Path, **options: Any) -> Edge:  # noqa: ANN401  # role 
         metrics_ports=metrics_ports,
         upstream_ports={name: next(numbers) for name in MODELS},
         models={name: Backend(name, port, state_port=next(numbers)) for name, port in api_ports.items()},
-        gateway=Backend("gateway", gateway),
+        gateway=Backend("gateway", gateway, state_port=next(numbers)),
         prometheus=Backend("prometheus", prometheus),
         options=options,
     )

@@ -43,6 +43,8 @@ def _well_again(edge: Edge) -> Iterator[None]:
     backend.generation_gate.set()
     backend.health_status = backend.generation_status = 200
     backend.start_again()
+    edge.gateway.gate.set()
+    edge.gateway.health_status = 200
     edge.gateway.start_again()
     # An answer closes a breaker that failures have opened, and ends what has been counted.
     until(lambda: upstream(edge).status == 200 and edge.health().status == 200, seconds=20, what="everything is healthy again")
@@ -243,11 +245,18 @@ def test_no_more_than_the_models_places_are_taken_and_a_look_needs_none(edge: Ed
         answers = [pool.submit(upstream, edge) for _ in range(5)]
         until(lambda: queued(edge) == 3, seconds=5, what="three requests wait in the edge")
         assert len(backend.waiting) == 2, "max_num_seqs"
+        until(lambda: "scur=2/" in told_supervisor(backend), seconds=5, what="the supervisor hears of two requests")
         assert ask(edge.api_ports[MODEL], "/health", timeout=5).status == 200
         assert ask(edge.api_ports[MODEL], "/v1/models", timeout=5).status == 200
         assert ask(edge.metrics_ports[MODEL], "/metrics", timeout=5).status == 200
         backend.generation_gate.set()
         assert [answer.result(10).status for answer in answers] == [200] * 5
+
+
+def told_supervisor(backend: Backend) -> str:
+    """Give what the edge last told the supervisor when it asked for the state."""
+    checks = [request for request in backend.received if request.target == "/state"]
+    return checks[-1].headers["x-haproxy-server-state"][0]
 
 
 def state(edge: Edge) -> dict[str, object]:
@@ -327,6 +336,31 @@ def test_a_request_is_held_while_the_gateway_restarts_and_sent_once(edge: Edge) 
         assert time.monotonic() - start >= 3
         assert models.result(20).status == 200
     assert len(edge.gateway.generations()) == before + 1
+
+
+def test_a_request_is_held_while_the_gateway_stops_as_well(edge: Edge) -> None:
+    """What still listens then accepts nothing any more, and would break off what it has not accepted."""
+    down = edge.log().count("gateway/gateway is DOWN")
+    edge.gateway.health_status = 503
+    until(lambda: edge.log().count("gateway/gateway is DOWN") > down, seconds=5, what="the edge knows that the gateway stops")
+    edge.gateway.gate.clear()
+    before = len(edge.gateway.received)
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(ask, edge.gateway_port, "/v1/completions", method="POST", body=CHAT) for _ in range(4)]
+        until(lambda: connected(edge, "gateway") >= 4, seconds=5, what="the requests are held")
+        assert [request for request in edge.gateway.received[before:] if request.method == "POST"] == []
+        edge.gateway.stop()
+        edge.gateway.health_status = 200
+        edge.gateway.gate.set()
+        edge.gateway.start()
+        assert [answer.result(20).status for answer in answers] == [200] * 4
+
+
+def connected(edge: Edge, backend: str) -> int:
+    """Count the requests that are with a backend, those that wait or are tried again included."""
+    metrics = ask(edge.exporter_port, "/metrics", source=LOOPBACK, address=LOOPBACK).body.decode()
+    prefix = f'haproxy_backend_current_sessions{{proxy="{backend}"}} '
+    return next(int(line.removeprefix(prefix)) for line in metrics.splitlines() if line.startswith(prefix))
 
 
 def test_a_new_key_is_read_by_a_reload_and_nobody_notices(edge: Edge) -> None:

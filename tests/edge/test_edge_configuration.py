@@ -156,7 +156,10 @@ REFUSED = {
         {"edge_exporter_port": 11400},
         "The ports 8000, 8406, 9090, 11400, 11400, 11401, 31400, 31401 on 127.0.0.1 hold one twice",
     ),
-    "a port of two looks": ({"edge_state_port": 8405}, "The ports 8000, 8405, 8405, 9090, 11400, 11401, 31400, 31401 on 127.0.0.1 hold"),
+    "a port of two looks": (
+        {"edge_state_port": 8405},
+        "The ports 8000, 8405, 8405, 8407, 9090, 11400, 11401, 31400, 31401 on 127.0.0.1 hold",
+    ),
     **{
         f"limits: {case}": ({"edge_client_limits": limits}, f"edge_client_limits is {json.dumps(limits)}")
         for case, limits in {

@@ -154,14 +154,6 @@ def test_a_key_sees_its_own_models(gateway: Gateway) -> None:
     assert gateway.request("GET", f"/v1/models/{MIXTRAL}", headers={"X-Citadel-Models": PHI}).status == 404
 
 
-@pytest.mark.parametrize("model", [{}, {"model": MIXTRAL}, {"model": "text-embedding-3-small"}])
-def test_embeddings_are_refused_clearly(gateway: Gateway, backends: dict[str, Backend], model: dict[str, str]) -> None:
-    answer = gateway.request("POST", "/v1/embeddings", {"input": "Hi"} | model)
-    assert (answer.status, answer.json()["error"]["code"]) == (404, "model_not_found")
-    assert "embeddings" in answer.json()["error"]["message"]
-    assert asked(backends) == []
-
-
 def test_decisions_are_counted_by_rule_and_model(gateway: Gateway, eventually: Eventually) -> None:
     def counted(**labels: str) -> float:
         return total(gateway.get("/metrics/").text, DECISIONS, **labels)

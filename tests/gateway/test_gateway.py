@@ -215,8 +215,9 @@ def test_a_text_stream_says_that_its_model_cannot_answer(gateway: Gateway, backe
     """
     backends["openchat-3.5"].refusal = (503, "no server is up")
     answer = gateway.post(TEXT, request(TEXT, model="openchat-3.5", stream=True))
-    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
-    assert answer.json()["error"]["code"] == "model_unavailable"
+    assert answer.status == 503
+    message = "The model openchat-3.5 cannot take the request at the moment."
+    assert answer.json()["error"] == {"message": message, "type": "server_error", "param": None, "code": "503"}
     assert asked(backends) == {"openchat-3.5": 1}
 
 
@@ -235,7 +236,9 @@ def test_no_other_model_overrules_the_one_that_was_named(
     backends["openchat-3.5"].refusal = (status, "the prompt is longer than 4096 tokens")
     answer = gateway.post(path, request(path, model="openchat-3.5", stream=stream))
     assert answer.status == status
-    assert "longer than 4096 tokens" in answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    assert error["message"] == "the prompt is longer than 4096 tokens", "the model's own words and nothing else"
+    assert (error["type"], set(error)) == ("invalid_request_error", {"message", "type", "param", "code"})
     assert asked(backends) == {"openchat-3.5": 1}
 
 

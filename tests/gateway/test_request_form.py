@@ -131,22 +131,26 @@ def test_a_long_name_is_cut() -> None:
 
 WRONG: dict[str, list[Any]] = {
     "messages": [
+        [{"role": "wizard", "content": "x"}],
         "hi", {}, [], ["hi"], [None], [{}], [{"content": "x"}], [{"role": 5, "content": "x"}], [{"role": "user", "content": 5}],
         [{"role": "user", "content": {"type": "text"}}], [{"role": "user", "content": ["x"]}], [{"role": "user", "content": [{}]}],
         [{"role": "user", "content": [{"type": "smell"}]}], [{"role": "user", "content": [{"type": ["text"]}]}],
         [{"role": "assistant", "tool_calls": "x"}], [{"role": "assistant", "tool_calls": ["x"]}],
     ],
     "model": [5, True, ["x"], {}],
-    "max_tokens": ["4", 1.5, [4], True, 1e30],
+    "max_tokens": ["4", 1.5, [4], True, 1e30, 0, -1],
     "max_completion_tokens": ["4"],
-    "temperature": ["hot", [1], True, {}],
-    "top_p": ["x"],
-    "n": ["two", 1.5],
+    "temperature": ["hot", [1], True, {}, 5, -0.1],
+    "top_p": ["x", 2],
+    "n": ["two", 1.5, 0],
     "seed": ["x", 2**63],
+    "presence_penalty": [9],
+    "top_logprobs": [-5],
+    "structured_outputs": ["x"],
     "stop": [5, [5], {}],
     "stream": ["yes", 1],
-    "stream_options": ["x", True],
-    "logit_bias": ["x", [1]],
+    "stream_options": ["x", True, {"include_usage": "x"}],
+    "logit_bias": ["x", [1], {"x": 1}, {"-1": 1}, {"5": "x"}, {"5": 1000}],
     "logprobs": ["yes", 5],
     "tools": [
         "x", {}, [1], [{}], [{"type": "function"}], [{"type": "function", "function": 5}],
@@ -168,7 +172,3 @@ def test_a_value_of_another_form_is_refused_by_its_name(name: str, value: object
 @pytest.mark.parametrize("prompt", [5, {}, [], [[]], ["x", 5], [[1], "x"], [["x"]], [True], [1.5], [2**63], [None]])
 def test_a_prompt_of_another_form_is_refused(prompt: object) -> None:
     assert refused(TEXT, {"prompt": prompt}) == (400, "invalid_type", "prompt")
-
-
-def test_nobody_makes_embeddings() -> None:
-    assert refused("/v1/embeddings", {"model": "hermes-2", "input": "x"}) == (404, "model_not_found", "model")

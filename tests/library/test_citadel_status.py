@@ -344,7 +344,7 @@ def test_the_breakers_are_those_of_the_real_edge(edge: Edge, tmp_path: Path) -> 
     until(lambda: edge.health().json["models"]["openchat-3.5"] == "unhealthy", seconds=5, what="the breaker opens")
     models = {name: (edge.api_ports[name], int(edge.models[name].state_port or 0)) for name in MODELS}
     wanted = plan(models, gateway_port=edge.gateway_port, prometheus_port=edge.prometheus_port)
-    found = by_name(look(tmp_path, wanted, unit("haproxy.service"), edge_exporter_port=edge.exporter_port))
+    found = by_name(look(tmp_path, wanted, unit("haproxy.service"), edge_exporter_port=edge.exporter_port, edge_state_port=edge.state_port))
     assert {name: found[name]["breaker"] for name in MODELS} == dict.fromkeys(MODELS, "closed") | {"openchat-3.5": "open"}
     assert {name: found[name]["state"] for name in MODELS} == dict.fromkeys(MODELS, "generating") | {"openchat-3.5": "hung"}
     assert found["edge"]["answers"]

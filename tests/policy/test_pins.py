@@ -15,7 +15,7 @@ LOCKS = sorted((CHECKOUT / "requirements").glob("*.txt"))
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
 def test_every_requirement_is_exact_and_hashed(lock: Path) -> None:
     entries = re.split(r"^(?=\S)", re.sub(r"^#.*\n", "", lock.read_text(), flags=re.MULTILINE), flags=re.MULTILINE)[1:]
-    assert len(entries) > 50
+    assert len(entries) > 30
     for entry in entries:
         assert re.match(r"[\w.\[\]-]+==\S+", entry), entry
         assert "--hash=sha256:" in entry, entry

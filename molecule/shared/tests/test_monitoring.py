@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from lab_host import HOST, Answer, ask, health, until
+from lab_host import CHECKOUT, HOST, Answer, ask, health, until
 from prometheus import Prometheus
 from promql import selectors
 from testinfra.host import Host
@@ -182,6 +183,29 @@ def assert_drawn(answer: Answer) -> None:
     drawings = re.findall(r'aria-label="([^"]+)">(.*?)</svg>', body, re.DOTALL)
     assert len(drawings) > 10
     assert [label for label, drawing in drawings if "<rect" not in drawing] == []
+
+
+def key_metrics() -> list[tuple[str, str]]:
+    """The specification's key metrics in docs/monitoring.md: what is asked, and the query."""
+    page = (CHECKOUT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    table = page.partition("## The specification's six key metrics")[2].partition("\n## ")[0]
+    return re.findall(r"^\| ([^|]+) \| `([^`]+)` \|", table, re.MULTILINE)
+
+
+def test_the_specifications_key_metrics_have_an_answer(prometheus: Prometheus, plan: dict[str, Any]) -> None:
+    assert len({what.partition(":")[0] for what, _ in key_metrics()}) == 6
+    models = {service["name"] for service in plan["services"]}
+    on_a_host_that_is_well = {"model:generating:max": {1.0}, "model:breaker_open:max": {0.0}}
+    lacking = {}
+    for what, query in key_metrics():
+        found = prometheus.query(query)
+        named = {series["metric"].get("service" if query.startswith("service:") else "model") for series in found}
+        expected = {"model": models, "service": models | {plan["gateway"]["name"]}}.get(query.partition(":")[0], {None})
+        values = {float(series["value"][1]) for series in found}
+        there = named == expected and all(map(math.isfinite, values)) and values == on_a_host_that_is_well.get(query, values)
+        if not there or {series["metric"].get("host") for series in found} != {HOST}:
+            lacking[what] = found
+    assert lacking == {}
 
 
 def test_alertmanager_takes_alerts_and_listens_on_loopback_alone(server: Host, prometheus: Prometheus) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from citadel_routing import NAMED, NoSuchModel, TooLong, Unavailable, too_long_sentence
 
@@ -23,6 +25,10 @@ _LENGTH_REFUSAL: Final = re.compile(
     r"|\bmax_\w*tokens=\d+ cannot be greater than max_\w+=\d+"
 )
 _COUNTED_PROMPT: Final = re.compile(r"contains (?:at least )?(\d+) input tokens|prompt \(length (\d+)\)|Input length \((\d+)\)")
+
+# What LiteLLM puts before the words of a model server; for a completion they are what OpenAI's library makes of the answer.
+_PREFIX: Final = re.compile(r"^(?:litellm\.\w+: )+[\w-]+Exception - ")
+_LIBRARY_S: Final = re.compile(r"Error code: \d+ - (\{'error': .*\})$", re.DOTALL)
 
 # LiteLLM quotes the answer of a model server behind "<Provider>Exception - ", and that answer can quote the prompt. It also quotes the
 # model that a client names, which can be anything.
@@ -51,12 +57,14 @@ class Refusal:
         return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
 
 
-def is_verdict_on_request(status: object) -> bool:
+def is_verdict_on_request(status: object) -> TypeGuard[int]:
     """Whether an HTTP status from a model means that the request is at fault, so that asking another model would overrule the first."""
     return status in _VERDICTS_ON_REQUEST
 
 
-def note_failure(course: Course, *, model: str, status: object, message: str, retry_after: str | None) -> None:
+def note_failure(
+    course: Course, *, model: str, status: object, message: str, retry_after: str | None = None, param: str | None = None
+) -> None:
     """Remember what a model that did not answer has said."""
     if not is_verdict_on_request(status):
         course.unavailable[model] = status if isinstance(status, int) else _SERVICE_UNAVAILABLE
@@ -66,12 +74,23 @@ def note_failure(course: Course, *, model: str, status: object, message: str, re
         counted = _COUNTED_PROMPT.search(message)
         course.too_long[model] = int(next(filter(None, counted.groups()))) if counted else None
     else:
-        course.refused = True
+        course.refused = status
+        course.words, course.param = _words_of_a_model(message), param
+
+
+def _words_of_a_model(message: str) -> str:
+    words = _PREFIX.sub("", message)
+    if quoted := _LIBRARY_S.fullmatch(words):
+        with contextlib.suppress(ValueError, SyntaxError, LookupError, TypeError):
+            return str(ast.literal_eval(quoted[1])["error"]["message"])
+    return words
 
 
 def refusal_after(course: Course, rules: Rules) -> Refusal | None:
-    """Say what the client is told after everybody who could be asked has failed; None where a model has said it already."""
-    if course.refused or not course.asked:
+    """Say what the client is told after everybody who could be asked has failed; None where nobody was."""
+    if course.refused is not None:
+        return Refusal(status=course.refused, kind="invalid_request_error", code="invalid_value", message=course.words, param=course.param)
+    if not course.asked:
         return None
     last = course.asked[-1]
     longer_is_away = any(

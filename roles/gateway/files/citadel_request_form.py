@@ -1,9 +1,9 @@
 """Which requests have a form that a model reads, and the ASGI middleware that refuses all others before LiteLLM sees them.
 
 LiteLLM takes the parameters of a request for its own: what has another type than it expects is a 500, or a 503 after every model has been
-tried, and some two hundred names (`api_base`, `extra_headers`, `mock_response`, `fallbacks`, `self`, …) change what it does. So what may be
-named is listed here, OpenAI's interface and what vLLM has beyond it, and what LiteLLM or the gateway's hook looks at has a type. Whether a
-value makes sense (a temperature of 5, a schema that is none) only the model knows; it says so in its own words.
+tried, and some two hundred names (`api_base`, `extra_headers`, `mock_response`, `fallbacks`, `self`, …) change what it does. So what may
+be named is listed here, OpenAI's interface and what vLLM has beyond it, and OpenAI's have their form. Whether the rest makes sense (a
+schema, a prompt's length) only the model knows; it says so in its own words.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 _JSON: Final = "application/json"
-_NOT_FOUND: Final = 404
 _UNSUPPORTED_MEDIA_TYPE: Final = 415
 
 # A name is a client's text and may be of any length.
 _LONGEST_NAME: Final = 64
 
 _BEYOND_64_BITS: Final = 2**63
+_ROLES: Final = ("developer", "system", "user", "assistant", "tool", "function")
 _PARTS: Final = ("text", "image_url", "input_audio", "audio_url", "video_url", "file")
 
 
@@ -62,7 +62,7 @@ def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:  # noqa: ANN401
 
 
 def _is_message(message: Any) -> bool:  # noqa: ANN401
-    if not (_is_object(message) and _is_text(message.get("role"))):
+    if not (_is_object(message) and message.get("role") in _ROLES):
         return False
     content, calls = message.get("content"), message.get("tool_calls")
     return (content is None or _is_text(content) or _is_list(content, _is_part)) and (calls is None or _is_list(calls, _is_object))
@@ -90,16 +90,33 @@ def _is_tool(tool: Any) -> bool:  # noqa: ANN401
     return _is_object(function) and _is_text(function.get("name"))
 
 
-_NUMBER: Final = Form("a number", _is_number)
+def _number(least: float, most: float) -> Form:
+    return Form(f"a number from {least} to {most}", lambda value: _is_number(value) and least <= value <= most)
+
+
+def _whole(least: int) -> Form:
+    return Form(f"a whole number of at least {least}", lambda value: _is_whole(value) and value >= least)
+
+
+def _is_bias(value: Any) -> bool:  # noqa: ANN401
+    return _is_object(value) and all(key.isdecimal() for key in value) and all(map(_number(-100, 100).holds, value.values()))
+
+
 _WHOLE: Final = Form("a whole number", _is_whole)
 _BOOLEAN: Final = Form("true or false", lambda value: isinstance(value, bool))
 _TEXT: Final = Form("a text", _is_text)
 _OBJECT: Final = Form("an object", _is_object)
 _TEXTS: Final = Form("a list of texts", lambda value: _is_list(value, _is_text))
+_SWITCHES: Final = Form(
+    "an object of switches that are true or false",
+    lambda value: _is_object(value) and all(isinstance(switch, bool) for switch in value.values()),
+)
+_BIAS: Final = Form("an object of tokens, each a number, with a number from -100 to 100 for each", _is_bias)
 _STOP: Final = Form("a text or a list of texts", lambda value: _is_text(value) or _is_list(value, _is_text))
 _FORMAT: Final = Form("an object with a type", lambda value: _is_object(value) and _is_text(value.get("type")))
 _MESSAGES: Final = Form(
-    f"a list of at least one object, each with a role and a content that is a text or a list of parts ({', '.join(_PARTS)})",
+    f"a list of at least one object, each with a role ({', '.join(_ROLES)}) and a content, which is a text or a list of parts"
+    f" ({', '.join(_PARTS)})",
     lambda value: value != [] and _is_list(value, _is_message),
 )
 _PROMPT: Final = Form("a text, a list of texts, a list of tokens or a list of those", _is_prompt)
@@ -113,25 +130,26 @@ _JUDGED_BY_THE_MODEL: Final = Form("", lambda _: True)
 _BOTH: Final[dict[str, Form]] = {
     "model": _TEXT,
     "stream": _BOOLEAN,
-    "stream_options": _OBJECT,
-    "max_tokens": _WHOLE,
-    "n": _WHOLE,
-    "temperature": _NUMBER,
-    "top_p": _NUMBER,
-    "frequency_penalty": _NUMBER,
-    "presence_penalty": _NUMBER,
-    "logit_bias": _OBJECT,
+    "stream_options": _SWITCHES,
+    "max_tokens": _whole(1),
+    "n": _whole(1),
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1),
+    "frequency_penalty": _number(-2, 2),
+    "presence_penalty": _number(-2, 2),
+    "logit_bias": _BIAS,
     "seed": _WHOLE,
     "stop": _STOP,
+    "structured_outputs": _OBJECT,
     "user": _TEXT,
-    "truncate_prompt_tokens": _WHOLE,
+    "truncate_prompt_tokens": _whole(-1),
 } | dict.fromkeys(
     (
         "add_special_tokens", "allowed_token_ids", "bad_words", "cache_salt", "ec_transfer_params", "echo", "ignore_eos",
         "include_stop_str_in_output", "kv_transfer_params", "length_penalty", "logprob_token_ids", "min_p", "min_tokens", "mm_payload",
         "priority", "prompt_logprobs", "repetition_detection", "repetition_penalty", "request_id", "return_mm_kwargs",
         "return_token_ids", "return_token_offsets", "return_tokens_as_token_ids", "routed_experts_prompt_start", "session_id",
-        "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids", "stream_interval", "structured_outputs",
+        "skip_special_tokens", "spaces_between_special_tokens", "stop_token_ids", "stream_interval",
         "thinking_token_budget", "top_k", "truncation_side", "use_beam_search", "vllm_xargs", "watermarking",
     ),
     _JUDGED_BY_THE_MODEL,
@@ -154,9 +172,9 @@ CHAT_PARAMETERS: Final[dict[str, Form]] = (
     {"messages": _MESSAGES}
     | _BOTH
     | {
-        "max_completion_tokens": _WHOLE,
+        "max_completion_tokens": _whole(1),
         "logprobs": _BOOLEAN,
-        "top_logprobs": _WHOLE,
+        "top_logprobs": _whole(-1),
         "response_format": _FORMAT,
         "tools": _TOOLS,
         "tool_choice": _TOOL_CHOICE,
@@ -174,11 +192,10 @@ CHAT_PARAMETERS: Final[dict[str, Form]] = (
 )  # fmt: skip
 
 TEXT_PARAMETERS: Final[dict[str, Form]] = (
-    {"prompt": _PROMPT} | _BOTH | {"best_of": _WHOLE, "echo": _BOOLEAN, "logprobs": _WHOLE, "suffix": _TEXT}
+    {"prompt": _PROMPT} | _BOTH | {"best_of": _whole(1), "echo": _BOOLEAN, "logprobs": _whole(-1), "suffix": _TEXT}
 )
 
 _PARAMETERS: Final[dict[str, dict[str, Form]]] = {"/v1/chat/completions": CHAT_PARAMETERS, "/v1/completions": TEXT_PARAMETERS}
-_EMBEDDINGS: Final = "/v1/embeddings"
 
 
 def read(path: str, content_type: str, payload: bytes) -> bytes | Refusal:
@@ -186,9 +203,6 @@ def read(path: str, content_type: str, payload: bytes) -> bytes | Refusal:
     body = _parse(content_type, payload)
     if isinstance(body, Refusal):
         return body
-    if path == _EMBEDDINGS:
-        message = "No model here makes embeddings; GET /v1/models lists the models and what they do."
-        return _refusal("model_not_found", message, param="model", status=_NOT_FOUND)
     if refusal := _refusal_of_parameters(body, _PARAMETERS[path]):
         return refusal
     if LEFT_OUT.keys().isdisjoint(body):
@@ -249,7 +263,7 @@ class FormCheck:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Look at the body of a POST to a model, then let the application read it again."""
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in (*_PARAMETERS, _EMBEDDINGS):
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in _PARAMETERS:
             await self._app(scope, receive, send)
             return
         parts: list[bytes] = []

@@ -265,7 +265,7 @@ class _Choice:
         return self.demand.stream and self.demand.kind == COMPLETION
 
     def _known_down(self, name: str) -> bool:
-        """Whether asking is of no use. A model on trial is asked, or it would never be taken back, but not where nobody else could answer then."""
+        """Whether asking is of no use. A model on trial is asked, or it would never be taken back, unless nobody else could answer then."""
         state = None if self.rules.models[name].elsewhere else self.state.get(name)
         return state is not None and not state.able and (self._asked_once or not state.on_trial)
 
@@ -346,7 +346,10 @@ class Course:
     demand: Demand
     permitted: Collection[str] | None
     asked: list[str] = field(default_factory=list)
-    refused: bool = False
+    refused: int | None = None
+    """The status with which a model has said that the request is at fault; `words` and `param` are the model's."""
+    words: str = ""
+    param: str | None = None
     too_long: dict[str, int | None] = field(default_factory=dict)
     """By model, how many tokens it has counted, where it says so."""
     unavailable: dict[str, int] = field(default_factory=dict)
@@ -355,7 +358,7 @@ class Course:
 
     def may_ask(self, rules: Rules, model: str) -> bool:
         """Whether `model` may be asked now."""
-        if self.refused:
+        if self.refused is not None:
             return False
         if self.too_long:
             longest = max(rules.models[name].context_tokens for name in self.too_long)
@@ -364,7 +367,7 @@ class Course:
 
     def has_heard_of_last(self) -> bool:
         """Whether it is known why the one who was asked last has not answered."""
-        return not self.asked or self.refused or self.asked[-1] in self.too_long or self.asked[-1] in self.unavailable
+        return not self.asked or self.refused is not None or self.asked[-1] in self.too_long or self.asked[-1] in self.unavailable
 
     @property
     def route(self) -> str:

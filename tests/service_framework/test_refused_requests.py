@@ -1,4 +1,4 @@
-"""Which requests are refused because the plan has no memory for them, and that all others reach the application as they came."""
+"""Which requests vLLM is kept from, and that all others reach it as they came."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from citadel_prompt_logprobs import PromptLogprobsRefused, asks_for_prompt_logprobs
+from citadel_refused_requests import PromptLogprobsRefused, UnreadableRefused, asks_for_prompt_logprobs, fault_of
 
 TEXT: dict[str, Any] = {"model": "hermes-2", "prompt": "x"}
 CHAT: dict[str, Any] = {"model": "hermes-2", "messages": [{"role": "user", "content": "x"}]}
@@ -62,7 +62,32 @@ def test_what_is_no_json_is_the_applications() -> None:
     assert not asks_for_prompt_logprobs(b"")
 
 
-def served(method: str, chunks: list[bytes]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+FAULTS = {
+    "not UTF-8": (b'{"prompt": "\xff"}', None),
+    "UTF-16": (json.dumps(TEXT).encode("utf-16"), None),
+    "nested too deeply": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
+    "structured outputs that are no object": (json.dumps(TEXT | {"structured_outputs": "x"}).encode(), "structured_outputs"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+@pytest.mark.parametrize("middleware", [UnreadableRefused, PromptLogprobsRefused])
+def test_what_vllm_cannot_read_is_refused(middleware: type[UnreadableRefused], case: str) -> None:
+    body, parameter = FAULTS[case]
+    read, sent = served("POST", [body], middleware)
+    error = json.loads(sent[1]["body"])["error"]
+    assert (read, sent[0]["status"], error["param"]) == ([], 400, parameter)
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"structured_outputs": null}', b'{"structured_outputs": {"regex": "("}}'])
+def test_what_vllm_has_an_answer_for_is_its_own(body: bytes) -> None:
+    assert fault_of(body) is None
+
+
+def served(
+    method: str, chunks: list[bytes], middleware: type[UnreadableRefused] = PromptLogprobsRefused
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What the application behind the middleware read, and what the client was sent."""
     last = {"type": "http.disconnect"}
     arriving = [{"type": "http.request", "body": chunk, "more_body": number < len(chunks)} for number, chunk in enumerate(chunks, 1)]
@@ -79,8 +104,13 @@ def served(method: str, chunks: list[bytes]) -> tuple[list[dict[str, Any]], list
         while not read or read[-1] is not last:
             read.append(await receive())
 
-    asyncio.run(PromptLogprobsRefused(application)({"type": "http", "method": method}, receive, send))
+    asyncio.run(middleware(application)({"type": "http", "method": method}, receive, send))
     return read, sent
+
+
+def test_log_probabilities_of_prompts_can_be_had_where_the_plan_says_so() -> None:
+    read, sent = served("POST", [b'{"prompt": "x", "prompt_logprobs": 1}'], UnreadableRefused)
+    assert (len(read), sent) == (2, [])
 
 
 def test_a_refusal_has_the_shape_of_an_error_and_the_application_sees_nothing() -> None:

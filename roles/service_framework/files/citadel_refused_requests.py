@@ -1,0 +1,96 @@
+"""Requests that vLLM is kept from, each answered with a 400 in OpenAI's shape. vLLM has no options for that, and loads this as middleware.
+
+* What it cannot read and answers with a 500, or with an error of another shape: a body that is not UTF-8 or nested too deeply, and
+  structured outputs that are no object.
+* Requests for the log probabilities of a prompt, for which the plan has no memory unless it was told to. One such request takes a logit per
+  token of a batch and word of the vocabulary, in several forms at once: a GiB for most models, beyond what vLLM sets aside for itself.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
+    Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
+
+_PROMPT_LOGPROBS: Final = (
+    "This model does not tell log probabilities of prompts (prompt_logprobs, or echo with logprobs): its plan has no memory for them."
+    " Those of the answer are there (logprobs). The server's operator can allow it with engine.prompt_logprobs."
+)
+
+
+def fault_of(body: bytes) -> tuple[str, str | None] | None:
+    """What is wrong with a body that vLLM has no good answer for, and with which parameter; None where it has one."""
+    try:
+        request = json.loads(body.decode())
+    except UnicodeDecodeError as error:
+        return f"The body is not JSON: byte {error.start} is not UTF-8.", None
+    except RecursionError:
+        return "The body is not JSON: it is nested too deeply.", None
+    except ValueError:
+        return None
+    if isinstance(request, dict) and not isinstance(request.get("structured_outputs", {}), (dict, type(None))):
+        return "'structured_outputs' must be an object.", "structured_outputs"
+    return None
+
+
+def asks_for_prompt_logprobs(body: bytes) -> bool:
+    """Whether a request's body asks for them. What is not understood here vLLM does not understand either, and says so."""
+    try:
+        request = json.loads(body)
+    except ValueError:
+        return False
+    if not isinstance(request, dict):
+        return False
+    sampling = request.get("sampling_params")
+    for fields in (request, sampling if isinstance(sampling, dict) else {}):
+        # 0 costs as much as 1. A chat with echo alone counts as asking for 0.
+        if fields.get("prompt_logprobs") is not None or fields.get("prompt_logprob_token_ids") is not None:
+            return True
+    wanted = "messages" in request or request.get("logprobs") is not None
+    return wanted and request.get("echo") not in (None, False)
+
+
+class UnreadableRefused:
+    """ASGI middleware that answers what has a fault, and hands on all others, unread where they have no body."""
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Look at the body of a POST, then let the application read it again."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        messages = [await receive()]
+        while messages[-1]["type"] == "http.request" and messages[-1].get("more_body", False):
+            messages.append(await receive())
+        fault = self._fault(b"".join(message.get("body", b"") for message in messages))
+        if fault is not None:
+            message, parameter = fault
+            error = {"message": message, "type": "BadRequestError", "param": parameter, "code": 400}
+            refusal = json.dumps({"error": error}).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(refusal)).encode())]
+            await send({"type": "http.response.start", "status": 400, "headers": headers})
+            await send({"type": "http.response.body", "body": refusal})
+            return
+
+        async def receive_again() -> dict[str, Any]:
+            return messages.pop(0) if messages else await receive()
+
+        await self._app(scope, receive_again, send)
+
+    def _fault(self, body: bytes) -> tuple[str, str | None] | None:
+        return fault_of(body)
+
+
+class PromptLogprobsRefused(UnreadableRefused):
+    """The same for a model whose plan has no memory for the log probabilities of prompts."""
+
+    def _fault(self, body: bytes) -> tuple[str, str | None] | None:
+        return fault_of(body) or ((_PROMPT_LOGPROBS, "prompt_logprobs") if asks_for_prompt_logprobs(body) else None)
