@@ -196,6 +196,7 @@ def test_no_data_is_drawn_as_a_gap_and_zero_as_a_hairline(overview: str) -> None
     assert set(bars("mixtral-8x7b")) == {6.0}
     assert 14 <= len(bars("mixtral-8x7b")) <= 19
     assert bars(DOWN) == bars(IDLE) == []
+    assert "NaN" not in overview
     assert set(bars("Edge")) == {1.0}
 
 
