@@ -30,7 +30,10 @@ PINNED = {
         "cpu_set", "cpu_quota_percent", "cpu_weight", "numa_nodes", "tasks_max", "io_weight",
         "storage_requested_bytes", "storage_needed_bytes",
     ],
-    "gateway": ["name", "unit", "port", "workers", "worker_memory_max_bytes", "memory_max_bytes", "cpus_requested", "cpu_set", "cpu_quota_percent", "tasks_max"],
+    "gateway": [
+        "name", "unit", "port", "workers", "worker_memory_max_bytes", "memory_max_bytes", "cpus_requested", "cpu_set", "cpu_quota_percent",
+        "tasks_max",
+    ],
     "monitoring": ["prometheus_port"],
     "totals": ["memory_capacity_bytes", "memory_reserved_bytes", "memory_max_bytes", "cpus_available", "cpus_requested"],
 }  # fmt: skip
