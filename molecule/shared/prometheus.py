@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlencode
 
-from lab_host import ask
+from lab_host import Answer, ask
 
 
 class Prometheus:
@@ -21,6 +21,12 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         return list(self.get("query", query=expression)["result"])
+
+    def console(self, page: str, **parameters: str) -> Answer:
+        """Ask for a page that it serves itself."""
+        answer = ask(self._port, f"/consoles/{page}?{urlencode(parameters)}")
+        assert answer.status == 200, answer.text
+        return answer
 
     def rules(self) -> list[dict[str, Any]]:
         return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]

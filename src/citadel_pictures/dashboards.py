@@ -132,7 +132,7 @@ def _panel(number: int, panel: Panel, heights: Mapping[str, float], *, of_one_mo
 
 
 def _states(number: int, panel: Panel, *, of_one_model: bool) -> statetimeline.Panel:
-    good = "0" if panel.figures[0] == "breaker_open" else "1"
+    good = "0" if panel.figures[0].startswith("breaker_") else "1"
     words = {
         value: dashboard.ValueMappingResult(
             text=f"{'yes' if value == '1' else 'no'}", color=BLUE if value == good else VERMILION, index=place

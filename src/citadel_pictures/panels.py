@@ -70,7 +70,10 @@ _FIRST_TOKEN: Final = Panel(
 )
 _STATE: Final = Panel(title="Generates", figures=("generating",), full_scale=1.0, explanation="Its supervisor saw a token lately.")
 _BREAKER: Final = Panel(
-    title="Breaker open", figures=("breaker_open",), full_scale=1.0, explanation="The edge refuses requests for the model at once."
+    title="Breaker",
+    figures=("breaker_open", "breaker_half_open"),
+    full_scale=1.0,
+    explanation="Open: the edge refuses requests for the model at once. Half-open: it lets one through to see.",
 )
 _MEMORY: Final = Panel(
     title="Memory",

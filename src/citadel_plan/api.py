@@ -9,7 +9,7 @@ from .admission import max_waiting
 from .catalogue import OVERRIDES, merge_catalogue
 from .cpus import CpuPlan, CpuShare, Dealer, check_quota, cpu_weight, prepare_cpus, quota_percent
 from .decide import Budget, Candidate, Grant, Grants, asked_bytes, decide
-from .gateway import gateway_workers
+from .gateway import gateway_workers, worker_memory_max_bytes
 from .gpus import GPU_BLOCK_TOKENS, GpuShare, host_bytes, plan_gpus
 from .id_lists import format_ids
 from .inputs import Device, Host, Isa, Model, Policy, Settings, Variant
@@ -445,6 +445,7 @@ class _Planner:
             unit=UNIT.format(name=gateway.name),
             port=gateway.port,
             workers=workers,
+            worker_memory_max_bytes=worker_memory_max_bytes(gateway, workers),
             memory_requested_bytes=gateway.memory_bytes,
             memory_max_bytes=gateway.memory_bytes,
             cpus_requested=gateway.cpus,

@@ -78,6 +78,7 @@ SERVICE_RESTARTS: Final[Mapping[str, tuple[str, Show]]] = {
 GATEWAY_RESTARTS: Final[Mapping[str, tuple[str, Show]]] = {
     "port": ("port", _plain),
     "workers": ("workers", _plain),
+    "worker_memory_max_bytes": ("memory per worker", gib),
     "cpu_set": ("CPUs", _plain),
 }
 

@@ -90,6 +90,7 @@ class GatewayPlan:
     unit: str
     port: int
     workers: int
+    worker_memory_max_bytes: int
     memory_requested_bytes: int
     memory_max_bytes: int
     cpus_requested: int

@@ -245,11 +245,18 @@ def test_no_more_than_the_models_places_are_taken_and_a_look_needs_none(edge: Ed
         answers = [pool.submit(upstream, edge) for _ in range(5)]
         until(lambda: queued(edge) == 3, seconds=5, what="three requests wait in the edge")
         assert len(backend.waiting) == 2, "max_num_seqs"
+        until(lambda: "scur=2/" in told_supervisor(backend), seconds=5, what="the supervisor hears of two requests")
         assert ask(edge.api_ports[MODEL], "/health", timeout=5).status == 200
         assert ask(edge.api_ports[MODEL], "/v1/models", timeout=5).status == 200
         assert ask(edge.metrics_ports[MODEL], "/metrics", timeout=5).status == 200
         backend.generation_gate.set()
         assert [answer.result(10).status for answer in answers] == [200] * 5
+
+
+def told_supervisor(backend: Backend) -> str:
+    """Give what the edge last told the supervisor when it asked for the state."""
+    checks = [request for request in backend.received if request.target == "/state"]
+    return checks[-1].headers["x-haproxy-server-state"][0]
 
 
 def state(edge: Edge) -> dict[str, object]:

@@ -98,6 +98,7 @@ class Gateway:
     upstreams: Sequence[Mapping[str, Any]]
     variables: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
+    worker_memory_max_bytes: int = 2**30
 
     def __enter__(self) -> Self:
         self._journal = Journal().__enter__()
@@ -170,7 +171,7 @@ class Gateway:
         variables: dict[str, Any] = (
             role_variables()
             | {
-                "gateway_plan": plan(self.port, self.workers),
+                "gateway_plan": plan(self.port, self.workers) | {"worker_memory_max_bytes": self.worker_memory_max_bytes},
                 "gateway_state_port": free_port(),
                 "gateway_stop_notice_seconds": 0,
                 "gateway_upstreams": list(self.upstreams),
@@ -215,6 +216,7 @@ def plan(port: int, workers: int) -> dict[str, Any]:
         "unit": f"citadel-llm@{INSTANCE}.service",
         "port": port,
         "workers": workers,
+        "worker_memory_max_bytes": 1073741824,
         "memory_max_bytes": 2147483648,
         "cpu_set": cpus,
         "cpu_quota_percent": None,

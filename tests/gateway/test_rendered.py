@@ -6,8 +6,6 @@ import shlex
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from citadel_supervise import parse_arguments
 from gateway.harness import ROLE, directives, plan, role_variables
 from rendering import PROJECT, render, role_defaults
@@ -53,9 +51,10 @@ def test_the_command_replaces_the_template_s_own() -> None:
     words = shlex.split(service["ExecStart"][0])
     assert len(service["ExecStart"]) == 1
     command = words[words.index("--") + 1 :]
-    assert command[0] == "/opt/citadel/runtime/litellm/1.106.2/bin/litellm"
-    arguments = dict(zip(command[1::2], command[2::2], strict=True))
-    assert (arguments["--host"], arguments["--port"], arguments["--num_workers"]) == ("127.0.0.1", "8000", "3")
+    assert command[:2] == ["/opt/citadel/runtime/litellm/1.106.2/bin/python", "/opt/citadel/config/gateway/citadel_gateway_server.py"]
+    arguments = dict(zip(command[2::2], command[3::2], strict=True))
+    assert (arguments["--host"], arguments["--port"], arguments["--workers"]) == ("127.0.0.1", "8000", "3")
+    assert arguments["--worker-memory-max-bytes"] == "1073741824"
     assert service["CPUAffinity"] == ["18-21"]
     assert service["User"] == service["Group"] == ["citadel-gateway"]
     lines = rendered("10-exec.conf").split("ExecStart=")[-1].split("\nTimeoutStartSec=")[0].splitlines()
@@ -93,11 +92,6 @@ def test_systemd_has_nothing_to_say(tmp_path: Path) -> None:
         (units / target).write_text("[Unit]\n", encoding="utf-8")
     command = ["systemd-analyze", "verify", "--man=no", f"--root={tmp_path}", "citadel-llm@unified-api-gateway.service"]
     assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == "", "it exits 0 even where it complains"
-
-
-@pytest.mark.parametrize(("workers", "count_in_files"), [(1, False), (2, True)])
-def test_only_several_workers_count_in_files(workers: int, count_in_files: bool) -> None:
-    assert ("PROMETHEUS_MULTIPROC_DIR=/run/" in rendered("environment.env", workers=workers)) is count_in_files
 
 
 def test_no_file_that_others_may_read_holds_a_key(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
-"""Several workers behind one port: what only they can get wrong."""
+"""Workers behind one port, and those that take their place: what only they can get wrong."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -63,3 +64,47 @@ def test_workers_count_together_and_drain_together(gateway: Gateway, backend: Ba
         for stream in streams:
             assert "".join(event["choices"][0]["delta"].get("content") or "" for event in stream.result().events()) == ANSWER
     assert gateway.process.wait(timeout=30) == 0
+
+
+def test_a_worker_that_has_grown_is_replaced_without_a_lost_request_or_a_lost_count(tmp_path: Path, eventually: Eventually) -> None:
+    """With a bound that every worker is beyond: each is replaced as soon as its own replacement is ready."""
+    kinds: list[tuple[dict[str, Any], int]] = [
+        (REQUEST | {"model": "hermes-2"}, 200),
+        (REQUEST | {"model": "hermes-2", "stream": True}, 200),
+        (REQUEST, 200),
+        (REQUEST | {"model": "openchat-3.5"}, 200),  # by fallback
+        (REQUEST | {"model": "phi-3-mini"}, 400),
+        (REQUEST | {"model": "unknown"}, 404),
+        ({"messages": "Hello"}, 400),
+    ]
+    answers: list[tuple[int, int]] = []
+    with Backend("hermes-2") as able, Backend("openchat-3.5", (500, "broken")) as broken, Backend("phi-3-mini", (400, "no")) as refusing:
+        places = [upstream(place) for place in (able, broken, refusing)]
+        variables = {"gateway_fallbacks": {"openchat-3.5": ["hermes-2"]}}
+        with Gateway(tmp_path, places, variables, worker_memory_max_bytes=1) as gateway:
+
+            def page() -> str:
+                return gateway.get("/metrics/").text
+
+            def counted(**labels: str) -> float:
+                return total(page(), "litellm_proxy_total_requests_metric_total", route=CHAT, **labels)
+
+            def ask(number: int) -> None:
+                for position in itertools.count(number):
+                    body, expected = kinds[position % len(kinds)]
+                    answers.append((expected, gateway.post(CHAT, body).status))
+                    if len(answers) >= 10 * len(kinds) and gateway.log().count("takes its place") >= 2:
+                        return
+
+            assert total(page(), "litellm_proxy_total_requests_metric_total") == 0, "the warm-up does not count"
+            with ThreadPoolExecutor(max_workers=4) as pool:
+                list(pool.map(ask, range(4)))
+            assert [(expected, status) for expected, status in answers if status != expected] == []
+            eventually(counted, len(answers))
+            for status in ("200", "400", "404"):
+                assert counted(status_code=status) == answers.count((int(status), int(status)))
+            by_fallback = total(page(), "litellm_deployment_successful_fallbacks_total", requested_model="openchat-3.5")
+            assert by_fallback == len(broken.received)
+            chosen = total(page(), "citadel_gateway_decisions_total")
+            assert chosen == len(able.received) + len(refusing.received), "whoever was told of an unknown model had none chosen"
+            assert "pid=" not in page(), "or each replacement would leave series behind"

@@ -1,4 +1,4 @@
-"""The consoles, as Prometheus itself renders them, and Grafana's dashboards: that both show what the rules record, and say so when there is nothing."""
+"""The consoles, as Prometheus renders them, and Grafana's dashboards: both show what the rules record, and say so when there is nothing."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ TEMPLATES = PROJECT / "roles" / "monitoring" / "templates"
 HOST = "hx-llm-server-01"
 MODELS = ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "fifth")
 DOWN, IDLE, LATE = "hermes-2", "openchat-3.5", "phi-3-mini"
+MEASURED = {
+    "breaker_open": 0,
+    "breaker_half_open": 0,
+    "memory_held": 2**30,
+    "memory_limit": 2**31,
+    "first_token_p95": 0.25,
+    "target": 0.5,
+    "edge_denied": 0,
+}
 PERCENTS = {"memory_near_limit": 95, "memory_off_prediction": 110, "errors_allowed": 99.5, "slow_allowed": 95}
 
 
@@ -34,7 +43,7 @@ def labels_of(figure: Figure) -> Iterator[dict[str, str]]:
     """List the series of a figure on a host with all models."""
     fixed = {"host": HOST, **dict(figure.labels)}
     if figure.level is Level.HOST:
-        yield fixed | ({"service": fixed["job"]} if figure.metric == "up" else {})
+        yield {"service": fixed.get("job", "")} | fixed
         return
     for model in MODELS:
         yield fixed | {"model": model, "service": model} | ({"job": "models"} if figure.metric == "up" else {})
@@ -46,21 +55,19 @@ def value_of(key: str, labels: Mapping[str, str]) -> float | None:
     """What is measured: DOWN does not run, IDLE is asked for nothing, LATE answers too late."""
     model = labels.get("model")
     if model == DOWN:
-        return {"scraped": 0, "generating": 0, "breaker_open": 1, "target": 0.5, "places": 4}.get(key)
+        return {"scraped": 0, "generating": 0, "breaker_open": 1, "breaker_half_open": 0, "target": 0.5, "places": 4}.get(key)
     if model == IDLE and FIGURES[key].idle:
         return float("nan")
     if model == LATE and key == "first_token_p95":
         return 0.75
-    return {"breaker_open": 0, "memory_held": 2**30, "memory_limit": 2**31, "first_token_p95": 0.25, "target": 0.5, "edge_denied": 0}.get(
-        key, 1
-    )
+    return MEASURED.get(key, 1)
 
 
 def series() -> dict[str, dict[str, float]]:
     """Gather the series that the consoles ask for, by metric and labels."""
     found: dict[str, dict[str, float]] = {}
     for key, figure in FIGURES.items():
-        for labels in labels_of(figure) if key != "state" else ():
+        for labels in labels_of(figure) if key not in {"state", "breaker"} else ():
             value = value_of(key, labels)
             if value is not None:
                 found.setdefault(figure.metric, {})[json.dumps(labels)] = value
@@ -68,6 +75,10 @@ def series() -> dict[str, dict[str, float]]:
         for state in ("process", "loaded", "generating", "hung"):
             labels = {"host": HOST, "service": model, "model": model, "state": state}
             found.setdefault("citadel_service_state", {})[json.dumps(labels)] = int(state == "generating" and model != DOWN)
+        for state in ("closed", "half-open", "open"):
+            labels = {"host": HOST, "service": "breakers", "model": model, "state": state}
+            is_so = state == {DOWN: "open", LATE: "half-open"}.get(model, "closed")
+            found.setdefault("citadel_edge_breaker_state", {})[json.dumps(labels)] = int(is_so)
     alert = {"alertname": "ModelDown", "severity": "critical", "host": HOST, "model": DOWN}
     found["ALERTS"] = {json.dumps(alert | {"alertstate": "firing"}): 1}
     found["ALERTS_FOR_STATE"] = {json.dumps(alert): time.time() - 90}
@@ -158,7 +169,7 @@ def test_the_overview_says_what_is_down_what_is_idle_and_what_is_well(overview: 
         "● generates ● breaker closed",
         "First token, p95 250 ms target 500 ms",
         "Requests 1.00 /s share 100.0 %",
-        "breaker opened 1 × in an hour",
+        "breaker openings in an hour: 1",
         "At work 1 of 1 waiting 1",
         "Memory 1.00 GiB planned 0.00 GiB (mark), limit 2.00 GiB",
     ):
@@ -166,6 +177,7 @@ def test_the_overview_says_what_is_down_what_is_idle_and_what_is_well(overview: 
     assert "First token, p95 no requests target 500 ms" in idle
     assert "no data" not in idle
     assert "✕ down ▲ breaker open" in down
+    assert "● generates ◐ breaker half-open" in words(card(overview, LATE))
     assert "First token, p95 no data target 500 ms" in down
     assert "CPU no data of no data CPUs allowed" in down
 
@@ -195,7 +207,7 @@ def test_first_tokens_that_come_too_late_are_marked(overview: str) -> None:
 def test_a_page_for_every_model_over_several_times(prometheus: str, hours: str) -> None:
     text = page(prometheus, "model.html", host=HOST, model="fifth", hours=hours)
     said = words(text)
-    assert [title for title in re.findall(r"<h2>(.+?)</h2>", text)] == [panel.title for panel in MODEL_PANELS]
+    assert re.findall(r"<h2>(.+?)</h2>", text) == [panel.title for panel in MODEL_PANELS]
     assert f"{hours} h ago" in said
     assert "no data" not in said
     assert text.count('<svg class="bars"') == len(MODEL_PANELS)
@@ -230,16 +242,16 @@ def recorded(folder: Path) -> set[str]:
 
 
 def test_every_figure_is_recorded_or_told_by_the_exporter(tmp_path: Path) -> None:
-    known = recorded(tmp_path) | set(FAMILIES) | {"up"}
+    known = recorded(tmp_path) | set(FAMILIES) | {"up", "citadel_edge_breaker_state"}
     assert {figure.metric for figure in FIGURES.values()} - known == set()
 
 
 def test_the_overviews_of_both_show_the_same_figures() -> None:
     console = render(TEMPLATES / "consoles" / "index.html.j2", variables())
     shown = {key for panel in OVERVIEW_PANELS for key in (*panel.figures, *([panel.target] if panel.target else []))}
-    # p50, p99 and how often the quota held a service back are on the model's page.
-    on_its_page = {"first_token_p50", "first_token_p99", "throttled"}
-    assert [key for key in shown - on_its_page if FIGURES[key].metric not in console] == []
+    # The state of a breaker, as one word, is on both pages; p50, p99 and how often the quota held a service back are on the model's.
+    elsewhere = {"breaker_half_open", "first_token_p50", "first_token_p99", "throttled"}
+    assert [key for key in shown - elsewhere if FIGURES[key].metric not in console] == []
 
 
 def expressions(text: str) -> Iterator[str]:

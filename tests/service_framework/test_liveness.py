@@ -9,7 +9,7 @@ import pytest
 from citadel_supervise import COUNTERS, Limits, Liveness, Sample, read_metrics
 
 STEP_SECONDS = 5
-LIMITS = Limits(idle_seconds=30, busy_seconds=10, asleep_seconds=30, stall_seconds=280)
+LIMITS = Limits(idle_seconds=30, busy_seconds=10, suspect_seconds=10, asleep_seconds=30, stall_seconds=280)
 
 
 @dataclass
@@ -17,6 +17,7 @@ class Service:
     """A service as it shows itself every five seconds. `answers`: what becomes of the work that it is given."""
 
     running: int = 0
+    connected: int = 0
     moving: bool = False
     workers_awake: bool = False
     server_awake: bool = True
@@ -24,6 +25,7 @@ class Service:
     answers: str = "answer"
     now: float = 1000.0
     given: list[float] = field(default_factory=list)
+    suspect: list[float] = field(default_factory=list)
     count: float = 0
     workers_cpu: float = 0
     server_cpu: float = 0
@@ -41,7 +43,13 @@ class Service:
             self.workers_cpu += STEP_SECONDS * self.workers_awake
             self.server_cpu += STEP_SECONDS * self.server_awake
             sample = None if self.silent else Sample(running=self.running, counters=(self.count,))
-            self.liveness.observe(self.now, sample, workers_cpu_seconds=self.workers_cpu, server_cpu_seconds=self.server_cpu)
+            self.liveness.observe(
+                self.now,
+                sample,
+                workers_cpu_seconds=self.workers_cpu,
+                server_cpu_seconds=self.server_cpu,
+                connected=self.connected,
+            )
             if self.liveness.wants_work(self.now):
                 self.given.append(self.now - self.began)
                 self.liveness.given_work(self.now)
@@ -50,6 +58,8 @@ class Service:
                     self.liveness.work_done(self.now)
                 elif self.answers == "refuse":
                     self.liveness.work_refused(self.now)
+            if self.liveness.is_suspect(self.now):
+                self.suspect.append(self.now - self.began)
             if (reason := self.liveness.verdict(self.now)) is not None:
                 return self.now - self.began, reason
         return None
@@ -93,6 +103,26 @@ def test_an_engine_that_is_stuck_before_it_reports_a_request_is_found() -> None:
     hung = Service(running=0, answers="nothing").live(HOUR)
     assert hung is not None
     assert hung[0] == 30 + 30
+
+
+def test_whom_the_edge_has_sent_is_a_reason_to_look_sooner_but_no_proof() -> None:
+    """Somebody may be connected without having sent all of a request."""
+    hung = Service(connected=1, answers="nothing").live(HOUR)
+    assert hung is not None
+    assert hung[0] == 10 + 30
+    assert Service(connected=1).live(HOUR) is None
+
+
+def test_who_sleeps_over_its_work_is_suspect_at_once_and_no_longer_than_that() -> None:
+    service = Service(running=2, answers="nothing")
+    assert service.live(35) is None
+    assert service.suspect[0] == 10 + 10
+    service.moving = True
+    assert service.live(HOUR) is None
+    assert service.suspect == [20, 25, 30, 35]
+    working = Service(running=1, workers_awake=True, answers="nothing")
+    working.live(200)
+    assert working.suspect == []
 
 
 def test_a_stale_number_of_running_requests_does_not_make_an_idle_service_hung() -> None:

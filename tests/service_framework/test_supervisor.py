@@ -275,6 +275,37 @@ def test_a_worker_that_is_stopped_is_found_and_named(ready: Mock) -> None:
     assert "VLLM::Worker: state T" in ready.supervised.written()
 
 
+def test_who_sleeps_over_its_work_is_sent_nobody_until_it_goes_on(tmp_path: Path) -> None:
+    with Mock(tmp_path, {"suspect-seconds": 0.5, "asleep-seconds": 60, "stall-timeout-seconds": 60}) as mock:
+        mock.order(**READY)
+        mock.supervised.until_ready(seconds=10)
+        mock.order(running=1, completions=0)
+        mock.supervised.processes()
+        mock.supervised.kill("VLLM::Worker", signal.SIGSTOP)
+        mock.until_state("hung")
+        assert state_of(mock.state_port)[0] == 503
+        assert mock.supervised.status.startswith("asleep over an answer that it owes since ")
+        mock.supervised.kill("VLLM::Worker", signal.SIGCONT)
+        mock.order(running=1, moving=True)
+        mock.until_state("generating")
+        assert mock.supervised.status.startswith("generating since ")
+        assert "given up" not in mock.supervised.status
+
+
+def test_what_the_edge_says_of_its_requests_has_it_look_sooner(tmp_path: Path) -> None:
+    with Mock(tmp_path, {"idle-seconds": 60}) as mock:
+        mock.order(**READY)
+        mock.supervised.until_ready(seconds=10)
+        before = mock.asked()
+        told = {"X-Haproxy-Server-State": "UP 2/3; name=model_m/model; node=a; weight=1/1; scur=1/1; qcur=0"}
+
+        def looked() -> bool:
+            with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{mock.state_port}/state", headers=told), timeout=5):
+                return mock.asked() > before
+
+        mock.supervised.until(looked, seconds=10, what="it is given work long before it counts as idle")
+
+
 def test_a_long_step_has_until_the_stall_timeout(ready: Mock) -> None:
     ready.order(running=1, completions=0, busy=True)
     assert hung(ready, seconds=15) >= QUICK["stall-timeout-seconds"]

@@ -44,7 +44,7 @@ MAKE_BLOCK = (
     f" && chown -R prometheus:prometheus {DATA}"
 )
 BLOCK = f"block={DATA}/$(grep -o '[0-9A-Z]\\{{26\\}}' /run/lab-blocks | head -n 1) && test -d $block"
-REMOVE_BLOCK = f"rm -rf {ASIDE} /run/lab-blocks && systemctl restart prometheus"
+REMOVE_BLOCK = f"{{ {BLOCK} && rm -r $block; }}; rm -rf {ASIDE} /run/lab-blocks && systemctl restart prometheus"
 
 
 @dataclass(frozen=True)

@@ -101,5 +101,5 @@ def test_prometheus_sees_everything(plan: dict[str, Any]) -> None:
     }
     for service in plan["services"]:
         assert any(name == service["name"] for _, name in targets)
-    assert len(targets) == len(plan["services"]) + 5
+    assert len(targets) == len(plan["services"]) + 6
     assert {target: health for target, health in targets.items() if health != "up"} == {}

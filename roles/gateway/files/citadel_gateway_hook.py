@@ -2,7 +2,6 @@
 
 It does what LiteLLM has no setting for:
 
-* it puts `citadel_request_form` before LiteLLM, which refuses requests of a form that no model reads;
 * it carries the decisions of `citadel_routing` into a request: the model where none is named, and who is asked when that one cannot
   answer. A request that its model has refused as faulty is handed to nobody (LiteLLM falls back on every error, a 400 included), one
   that is too long only to a longer model;
@@ -25,13 +24,11 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 from fastapi import HTTPException, status
 from litellm.integrations.custom_logger import CustomLogger
-from litellm.proxy import proxy_server
 from litellm.proxy._types import ProxyException
 from prometheus_client import Counter
 
 from citadel_answers import Refusal, note_failure, refusal_after, refusal_before, without_quotations
 from citadel_request import read_demand
-from citadel_request_form import FormCheck
 from citadel_routing import (
     Course,
     Decision,
@@ -291,10 +288,5 @@ for _name in _LITELLM_LOGGERS:
 # LiteLLM makes a client of its own for each text completion and leaves it to Python to close it, which aiohttp calls an error, twice
 # per request.
 logging.getLogger("asyncio").addFilter(_is_no_leftover_client)
-
-# LiteLLM loads this file while its application starts, when Starlette has already put its middleware together: what is to come before all
-# of it can only be put there. Where the configuration is merely checked there is none.
-if proxy_server.app.middleware_stack is not None:
-    proxy_server.app.middleware_stack = FormCheck(proxy_server.app.middleware_stack)
 
 gateway_hook: Final = GatewayHook(load_rules(Path(__file__).with_name("routing.json")))

@@ -55,6 +55,9 @@ ENGINE_TITLES = "VLLM::"
 WORKER_TITLES = "VLLM::Worker"
 """What vLLM calls its processes (vllm/utils/system_utils.py, set_process_title); the engine is its own worker on one GPU."""
 
+CONNECTED_SECONDS = 5.0
+"""How long what the edge says of its requests counts; it says so with each check, once a second."""
+
 AWAKE_CPUS = 0.05
 """A process that uses less of a CPU than this is asleep."""
 
@@ -279,12 +282,13 @@ class Limits:
     """When a service that gets nowhere is hung.
 
     After `idle_seconds` without any count, or `busy_seconds` where requests are running, it is given a smallest piece of work.
-    So long may those who owe the answer use no CPU: `asleep_seconds`. So long may they use it: `stall_seconds`, which must be
-    more than the longest step that can be.
+    So long may those who owe the answer use no CPU: `asleep_seconds`; after `suspect_seconds` of it nobody is sent to them any more. So
+    long may they use it: `stall_seconds`, which must be more than the longest step that can be.
     """
 
     idle_seconds: float
     busy_seconds: float
+    suspect_seconds: float
     asleep_seconds: float
     stall_seconds: float
 
@@ -306,7 +310,8 @@ class Liveness:
     """Judges from counts and CPU time whether a service is hung; knows neither clock nor network.
 
     A service that counts nothing is given a smallest piece of work and is judged by what moves from then on, be it that work or
-    any other. The number of running requests does not do for that: an engine stuck in its first step has not reported one.
+    any other. The number of running requests does not do for that: an engine stuck in its first step has not reported one, and who is
+    connected may be sending still. But either is a reason to give it work sooner.
     """
 
     def __init__(self, limits: Limits, now: float) -> None:
@@ -316,12 +321,22 @@ class Liveness:
         self._workers = CpuClock(now)
         self._server = CpuClock(now)
         self._sample: Sample | None = None
+        self._connected = 0
         self._silent = False
         self._refused = False
         self._owed_at: float | None = None
 
-    def observe(self, now: float, sample: Sample | None, *, workers_cpu_seconds: float | None, server_cpu_seconds: float | None) -> None:
-        """Take what the service counts, None where it did not answer, and the CPU time of its processes."""
+    def observe(
+        self,
+        now: float,
+        sample: Sample | None,
+        *,
+        workers_cpu_seconds: float | None,
+        server_cpu_seconds: float | None,
+        connected: int = 0,
+    ) -> None:
+        """Take what the service counts, None where it did not answer, the CPU time of its processes, and how many the edge has sent it."""
+        self._connected = connected
         self._workers.update(now, workers_cpu_seconds)
         self._server.update(now, server_cpu_seconds)
         self._silent = sample is None
@@ -333,7 +348,7 @@ class Liveness:
 
     def wants_work(self, now: float) -> bool:
         """Tell whether nothing has been counted for so long that the service should be given something to do."""
-        patience = self._limits.busy_seconds if self._running else self._limits.idle_seconds
+        patience = self._limits.busy_seconds if self._running or self._connected else self._limits.idle_seconds
         return not self.probing and not self._silent and now - self.moved_at >= patience
 
     def given_work(self, now: float) -> None:
@@ -356,14 +371,22 @@ class Liveness:
         if self._owed_at is None:
             return None
         since = max(self.moved_at, self._owed_at)
-        clock = self._server if self._silent else self._workers
-        asleep = now - max(since, clock.awake_at) >= self._limits.asleep_seconds
+        asleep = self._asleep_seconds(now) >= self._limits.asleep_seconds
         if not asleep and now - since < self._limits.stall_seconds:
             return None
         how = "asleep" if asleep else "using the CPU"
         if self._silent:
             return f"it has not answered for {now - since:.0f} s, {how}"
         return f"no token for {now - since:.0f} s, not even one that it was asked for; requests running: {self._running}; its workers {how}"
+
+    def is_suspect(self, now: float) -> bool:
+        """Tell whether it looks hung: too little to end it for, enough to send nobody to it meanwhile."""
+        return self._owed_at is not None and self._asleep_seconds(now) >= self._limits.suspect_seconds
+
+    def _asleep_seconds(self, now: float) -> float:
+        """How long those who owe an answer have used no CPU."""
+        clock = self._server if self._silent else self._workers
+        return now - max(self.moved_at, self._owed_at or now, clock.awake_at)
 
     @property
     def _running(self) -> int:
@@ -400,7 +423,19 @@ class StateServer(http.server.ThreadingHTTPServer):
     def __init__(self, port: int) -> None:
         self.state = State("process", "starting", time.time())
         self.moved_at = 0.0
+        self._connected = (0, -CONNECTED_SECONDS)
         super().__init__((LOOPBACK, port), StateHandler)
+
+    def hear(self, edge: str | None) -> None:
+        """Take what HAProxy tells of the server that it checks (`http-check send-state`)."""
+        if edge and (found := re.search(r"\bscur=(\d+)/", edge)):
+            self._connected = (int(found[1]), time.monotonic())
+
+    @property
+    def connected(self) -> int:
+        """How many requests the edge has with the service; 0 where it has not said so of late."""
+        count, at = self._connected
+        return count if time.monotonic() - at < CONNECTED_SECONDS else 0
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of clients that hang up: the edge's checks read the status and are gone."""
@@ -430,6 +465,7 @@ class StateHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/state":
+            self.server.hear(self.headers.get("X-Haproxy-Server-State"))
             state = self.server.state
             content = {"state": state.name, "detail": state.detail, "since": _timestamp(state.since)}
             self._answer(http.client.OK if state.name == "generating" else http.client.SERVICE_UNAVAILABLE, json.dumps(content) + "\n")
@@ -556,6 +592,7 @@ class Supervisor:
         self._limits = Limits(
             idle_seconds=options.idle_seconds,
             busy_seconds=options.busy_seconds,
+            suspect_seconds=options.suspect_seconds,
             asleep_seconds=options.asleep_seconds,
             stall_seconds=options.stall_timeout_seconds,
         )
@@ -701,6 +738,10 @@ class Supervisor:
                 sampled_at, sampling = now, Call(self._service.sample)
             if (reason := liveness.verdict(now)) is not None:
                 return self._hung(reason)
+            if liveness.is_suspect(now):
+                self._show("hung", "asleep over an answer that it owes")
+            else:
+                self._show("generating", self._service.works)
 
     def _observe(self, liveness: Liveness, now: float, sample: Sample | None) -> None:
         processes = session_processes(self._child.pid)
@@ -711,6 +752,7 @@ class Supervisor:
             sample,
             workers_cpu_seconds=_cpu_seconds(workers),
             server_cpu_seconds=_cpu_seconds(process for process in processes if process not in engine),
+            connected=0 if self._server is None else self._server.connected,
         )
         if self._server is not None:
             self._server.moved_at = time.time() - (now - liveness.moved_at)
@@ -817,7 +859,7 @@ class Supervisor:
         if self._server is not None:
             self._server.state = self._state
         since = "" if last else f" since {_clock(self._state.since)}"
-        until = "" if last or also else f", given up at {_clock(self._deadline)}"
+        until = "" if last or also or self._ready else f", given up at {_clock(self._deadline)}"
         self._say("\n".join(filter(None, (also, f"STATUS={detail}{since}{until}"))))
 
     def _say(self, message: str) -> None:
@@ -849,6 +891,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     common.add_argument("--idle-seconds", type=float, default=30, help="time without any count after which it is given work")
     common.add_argument("--busy-seconds", type=float, default=10, help="the same while requests are running")
     common.add_argument("--asleep-seconds", type=float, default=30, help="longest time without CPU use while an answer is owed")
+    common.add_argument("--suspect-seconds", type=float, default=10, help="the same, after which the edge is told to send it nobody")
     for name, default, text in RESTART_OPTIONS:
         variable = f"CITADEL_{name.upper().replace('-', '_')}"
         common.add_argument(f"--{name}", type=float, default=os.environ.get(variable, default), help=f"{text}; else {variable}")

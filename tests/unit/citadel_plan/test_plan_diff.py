@@ -50,7 +50,7 @@ def named(cost: dict[str, Any], kind: str) -> list[str]:
         ({"overrides": {"hermes-2": {"description": "Another text"}}}, [GATEWAY], [], False),
         (request("hermes-2", target_latency_milliseconds=99), [], [], False),
         ({"gateway": {"workers": 2}}, [GATEWAY], [], False),
-        ({"gateway": {"memory": "2100MiB"}}, [], [GATEWAY], False),
+        ({"gateway": {"memory": "2100MiB"}}, [GATEWAY], [], False),
         ({"gateway": {"cpu_quota_percent": 99}}, [], [GATEWAY], False),
         ({"gateway": {"port": 8001}}, [GATEWAY], [], True),
         ({"prometheus_port": 9091}, [PROMETHEUS_UNIT], [], True),

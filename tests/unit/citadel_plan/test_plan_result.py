@@ -20,7 +20,7 @@ PINNED = {
         "cpu_set", "cpu_quota_percent", "cpu_weight", "numa_nodes", "tasks_max", "io_weight",
         "storage_requested_bytes", "storage_needed_bytes",
     ],
-    "gateway": ["name", "unit", "port", "workers", "memory_max_bytes", "cpus_requested", "cpu_set", "cpu_quota_percent", "tasks_max"],
+    "gateway": ["name", "unit", "port", "workers", "worker_memory_max_bytes", "memory_max_bytes", "cpus_requested", "cpu_set", "cpu_quota_percent", "tasks_max"],
     "monitoring": ["prometheus_port"],
     "totals": ["memory_capacity_bytes", "memory_reserved_bytes", "memory_max_bytes", "cpus_available", "cpus_requested"],
 }  # fmt: skip
@@ -166,10 +166,10 @@ def test_an_allocation_below_the_need_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("gateway", "cores", "workers"),
     [
-        ({}, 24, 3),  # (2048 - 320) / 512 = 3.4
+        ({}, 24, 3),  # (2048 - 448) / 512 = 3.1
         ({"memory": "8GiB"}, 24, 4),  # 15 would fit, 4 cores
         ({"memory": "8GiB"}, 16, 3),  # scaled down to 3 cores
-        ({"memory": "832MiB"}, 24, 1),
+        ({"memory": "960MiB"}, 24, 1),
         ({"workers": 1}, 24, 1),
         ({"memory": "8GiB", "workers": 9}, 24, 9),  # the operator's word
         ({}, 2, 2),  # all share two cores
@@ -178,6 +178,19 @@ def test_an_allocation_below_the_need_is_warned_of() -> None:
 def test_workers_of_the_gateway(gateway: dict[str, Any], cores: int, workers: int) -> None:
     overrides = {"mixtral-8x7b": {"request": {"memory": "60GiB"}}}
     assert production_plan(facts=host_facts(cores=cores), overrides=overrides, gateway=gateway).gateway.workers == workers
+
+
+@pytest.mark.parametrize(
+    ("gateway", "mebibytes"),
+    [
+        ({}, 533),  # (2048 - 448) / 3
+        ({"workers": 1}, 1600),
+        ({"memory": "960MiB"}, 512),
+        ({"memory": "1536MiB"}, 544),  # (1536 - 448) / 2
+    ],
+)
+def test_workers_may_hold_what_a_replacement_leaves(gateway: dict[str, Any], mebibytes: int) -> None:
+    assert production_plan(gateway=gateway).gateway.worker_memory_max_bytes == mebibytes * MIB
 
 
 def entry(result: dict[str, Any], address: str = "192.168.10.29") -> dict[str, Any]:

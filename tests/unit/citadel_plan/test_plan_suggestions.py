@@ -169,7 +169,7 @@ def test_the_message_says_what_to_set_where_and_what_comes_of_it() -> None:
 def test_settings_are_named_as_an_operator_sets_them() -> None:
     assert "set citadel_plan_policy: rebalance." in str(refusal_of(policy="strict"))
     refusal = refusal_of(gateway={"memory": "512MiB"}, policy="strict")
-    assert "set citadel_gateway_memory: 832MiB, citadel_plan_policy: rebalance." in str(refusal)
+    assert "set citadel_gateway_memory: 960MiB, citadel_plan_policy: rebalance." in str(refusal)
 
 
 @pytest.mark.parametrize(("path", "variable"), _VARIABLES.items())

@@ -1,0 +1,128 @@
+"""LiteLLM's own ASGI application, unmodified, behind `citadel_request_form`, which refuses requests of a form that no model reads, and with a
+warm-up at the end of its start: uvicorn takes no connection before it is over.
+
+The first request of a process imports a part of LiteLLM and builds validators and clients, for about a second. So each worker sends itself
+a few requests, within the process; LiteLLM makes up their answers (`mock_response`), no model is asked. They are not counted: Prometheus'
+client writes what is counted meanwhile into files of another name, in a folder that is then thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from prometheus_client import REGISTRY, values
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+_COUNT: Final = "litellm_proxy_total_requests_metric_total"
+_CHAT: Final = {"messages": [{"role": "user", "content": "Hello"}], "mock_response": "Hello", "max_tokens": 1}
+_TEXT: Final = {"prompt": "Hello", "mock_response": "Hello", "max_tokens": 1}
+_REQUESTS: Final = (
+    ("/v1/chat/completions", _CHAT),
+    ("/v1/chat/completions", _CHAT | {"stream": True}),
+    ("/v1/completions", _TEXT),
+    ("/v1/completions", _TEXT | {"stream": True}),
+)
+_ROUNDS: Final = 3
+_WARM_UP_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 0.01
+
+_log: Final = logging.getLogger("uvicorn.error")
+_warming_up = False
+
+
+def _counts_as() -> str:
+    """Name the files that this process counts into; when the name changes, Prometheus' client opens others."""
+    return f"{os.getpid()}-warming-up" if _warming_up else str(os.getpid())
+
+
+# Before LiteLLM makes its metrics. This is how prometheus_client is told of another name than the process id.
+values.ValueClass = values.MultiProcessValue(process_identifier=_counts_as)
+
+from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER  # noqa: E402 - see above
+from litellm.proxy.proxy_server import app as litellm_app  # noqa: E402
+
+from citadel_request_form import FormCheck  # noqa: E402
+
+_checked_app: Final = FormCheck(litellm_app)
+
+
+async def app(scope: Message, receive: Receive, send: Send) -> None:
+    """Serve a request; "the start is complete" is held back until the worker is warm."""
+
+    async def send_when_warm(message: Message) -> None:
+        if message["type"] == "lifespan.startup.complete":
+            await _warm_up()
+        await send(message)
+
+    await _checked_app(scope, receive, send_when_warm if scope["type"] == "lifespan" else send)
+
+
+async def _warm_up() -> None:
+    """Never keeps a worker from starting: whatever goes wrong, the first clients find out."""
+    global _warming_up
+    folder = os.environ[_METRICS_FOLDER]
+    with tempfile.TemporaryDirectory(prefix="warming-up-", dir=os.path.dirname(folder)) as elsewhere:  # noqa: PTH120 - text in, text out
+        os.environ[_METRICS_FOLDER], _warming_up = elsewhere, True
+        try:
+            async with asyncio.timeout(_WARM_UP_SECONDS):
+                for path, body in _REQUESTS * _ROUNDS:
+                    await _ask_myself(path, body)
+                # LiteLLM counts after it has answered.
+                while _counted() < len(_REQUESTS) * _ROUNDS:
+                    await asyncio.sleep(_LOOK_SECONDS)
+                await GLOBAL_LOGGING_WORKER.flush()
+        except Exception:
+            _log.exception("The warm-up failed; the first requests will take longer")
+        finally:
+            os.environ[_METRICS_FOLDER], _warming_up = folder, False
+
+
+def _counted() -> float:
+    return sum(sample.value for metric in REGISTRY.collect() for sample in metric.samples if sample.name == _COUNT)
+
+
+async def _ask_myself(path: str, body: dict[str, Any]) -> None:
+    payload = json.dumps(body).encode()
+    headers = [
+        (b"authorization", f"Bearer {os.environ['LITELLM_MASTER_KEY']}".encode()),
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(payload)).encode()),
+    ]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 0),
+        "state": {},
+    }
+    answers: list[Message] = []
+    arriving = [{"type": "http.request", "body": payload, "more_body": False}]
+
+    async def receive() -> Message:
+        # A client that stays until it has its answer.
+        return arriving.pop() if arriving else await asyncio.get_running_loop().create_future()
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    await litellm_app(scope, receive, send)
+    if answers[0]["status"] != 200:
+        raise RuntimeError(f"{path}: {b''.join(message.get('body', b'') for message in answers).decode(errors='replace')}")
