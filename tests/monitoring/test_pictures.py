@@ -196,11 +196,12 @@ def test_no_data_is_drawn_as_a_gap_and_zero_as_a_hairline(overview: str) -> None
     assert set(bars("mixtral-8x7b")) == {6.0}
     assert 14 <= len(bars("mixtral-8x7b")) <= 19
     assert bars(DOWN) == bars(IDLE) == []
+    assert "NaN" not in overview
     assert set(bars("Edge")) == {1.0}
 
 
 def test_first_tokens_that_come_too_late_are_marked(overview: str) -> None:
-    assert {model for model in MODELS if "▲ over target 750 ms target 500 ms" in words(card(overview, model))} == {LATE}
+    assert {model for model in MODELS if "750 ms ▲ over the target of 500 ms" in words(card(overview, model))} == {LATE}
 
 
 @pytest.mark.parametrize("hours", ["1", "6", "24"])

@@ -1,5 +1,5 @@
-"""LiteLLM's own ASGI application, unmodified, behind `citadel_request_form`, which refuses requests of a form that no model reads, and with a
-warm-up at the end of its start: uvicorn takes no connection before it is over.
+"""LiteLLM's own ASGI application, unmodified, behind `citadel_request_form`, which refuses requests of a form that no model reads, and
+warm at the end of its start: uvicorn takes no connection before it is over.
 
 The first request of a process imports a part of LiteLLM and builds validators and clients, for about a second. So each worker sends itself
 a few requests, within the process; LiteLLM makes up their answers (`mock_response`), no model is asked. They are not counted: Prometheus'

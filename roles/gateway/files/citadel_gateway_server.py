@@ -30,7 +30,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 # From the connection to the request: HAProxy sends it at once, but a busy worker may be busy for as long.
-_FIRST_REQUEST_SECONDS: Final = 1.0
+_FIRST_REQUEST_SECONDS: Final = 5.0
 
 # After a replacement that did not start.
 _AGAIN_SECONDS: Final = 60.0
