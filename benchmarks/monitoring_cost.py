@@ -316,7 +316,7 @@ def models_more(folder: Path, series: Sequence[Series]) -> None:
     """Print the memory for three hours of the host with more and more models."""
     first = min(models(series))
     measured = []
-    for more in (0, 4, 8):
+    for more in (0, 8, 16):
         grown = [*series, *(entry.of_model(f"model-{number}") for number in range(more) for entry in series if entry.model == first)]
         place = folder / f"more-{more}"
         place.mkdir()

@@ -199,8 +199,9 @@ def test_the_specifications_key_metrics_have_an_answer(prometheus: Prometheus, p
     lacking = {}
     for what, query in key_metrics():
         found = prometheus.query(query)
-        named = {series["metric"].get("service" if query.startswith("service:") else "model") for series in found}
-        expected = {"model": models, "service": models | {plan["gateway"]["name"]}}.get(query.partition(":")[0], {None})
+        level = re.findall(r"\b(model|service):|$", query)[0]
+        named = {series["metric"].get(level) for series in found}
+        expected = {"model": models, "service": models | {plan["gateway"]["name"]}}.get(level, {None})
         values = {float(series["value"][1]) for series in found}
         there = named == expected and all(map(math.isfinite, values)) and values == on_a_host_that_is_well.get(query, values)
         if not there or {series["metric"].get("host") for series in found} != {HOST}:
