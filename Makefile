@@ -36,9 +36,10 @@ plan: setup ## plan the production inventory for given host facts (FACTS=FILE), 
 model: setup ## derive a catalogue entry from a folder of weights (FOLDER=/path NAME=name PORT=11410)
 	@PYTHONPATH=src $(VENV)/bin/python -m citadel_plan "$(FOLDER)" --name "$(NAME)" --port "$(PORT)"
 
-benchmark: setup ## how long planning takes, by number of models and hosts, and choosing a model, by size of the prompt
+benchmark: setup ## how long planning takes, and choosing a model, and what the gateway costs beside LiteLLM as it comes
 	@$(VENV)/bin/python benchmarks/plan_speed.py
 	@$(VENV)/bin/python benchmarks/routing_speed.py
+	@CITADEL_LITELLM_PYTHON=$$(requirements/cached venv litellm)/bin/python $(VENV)/bin/python benchmarks/gateway/speed.py
 
 verify: setup ## the longer proofs, on the host of a running demo, and the limits on a virtual machine with cgroup v2
 	@tests/verify

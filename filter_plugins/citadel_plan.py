@@ -32,9 +32,12 @@ from citadel_plan import (
     host_warnings,
     list_addresses,
     list_architectures,
+    list_edge_targets,
+    list_gateway_targets,
     list_latency_objectives,
     list_metrics_targets,
     list_node_targets,
+    list_shared_models,
     list_upstreams,
     plan,
     plan_page,
@@ -83,11 +86,24 @@ def citadel_upstreams(plans: object, *, host: str) -> list[dict[str, Any]]:
     """List the upstreams of the gateway on ``host``; see citadel_upstreams.yml.
 
     Raises:
-        AnsibleFilterError: With a sentence, where a host has no plan or no address.
+        AnsibleFilterError: With a sentence, where a host has no plan or no address, or two models would have one port.
 
     """
     try:
         return list_upstreams(_plain(plans), host=_plain(host))
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def citadel_shared_models(plans: object, *, host: str) -> list[dict[str, Any]]:
+    """List the models that other hosts have too, or alone; see citadel_shared_models.yml.
+
+    Raises:
+        AnsibleFilterError: As citadel_upstreams, and where the hosts' addresses do not go together.
+
+    """
+    try:
+        return list_shared_models(_plain(plans), host=_plain(host))
     except ValueError as error:
         raise AnsibleFilterError(str(error)) from error
 
@@ -246,6 +262,16 @@ def citadel_node_targets(plans: object, *, host: str) -> list[dict[str, Any]]:
     return list_node_targets(_plain(plans), host=_plain(host))
 
 
+def citadel_edge_targets(plans: object, *, host: str) -> list[dict[str, Any]]:
+    """List where Prometheus on ``host`` finds the edges' own metrics; see citadel_edge_targets.yml."""
+    return list_edge_targets(_plain(plans), host=_plain(host))
+
+
+def citadel_gateway_targets(plans: object, *, gateways: object, loopback_host: str = "") -> list[dict[str, Any]]:
+    """List where Prometheus finds the gateways; see citadel_gateway_targets.yml."""
+    return list_gateway_targets(_plain(plans), gateways=_plain(gateways), loopback_host=_plain(loopback_host))
+
+
 def citadel_latency_objectives(plans: object) -> list[dict[str, Any]]:
     """Say which requests of each model count as in time; see citadel_latency_objectives.yml."""
     return list_latency_objectives(_plain(plans))
@@ -279,6 +305,8 @@ class FilterModule:
             "citadel_benchmark_record": citadel_benchmark_record,
             "citadel_benchmark_records": citadel_benchmark_records,
             "citadel_benchmark_table": citadel_benchmark_table,
+            "citadel_edge_targets": citadel_edge_targets,
+            "citadel_gateway_targets": citadel_gateway_targets,
             "citadel_host_warnings": citadel_host_warnings,
             "citadel_latency_objectives": citadel_latency_objectives,
             "citadel_metrics_targets": citadel_metrics_targets,
@@ -290,6 +318,7 @@ class FilterModule:
             "citadel_plan_page": citadel_plan_page,
             "citadel_plan_table": citadel_plan_table,
             "citadel_routing_rule_problems": citadel_routing_rule_problems,
+            "citadel_shared_models": citadel_shared_models,
             "citadel_status_problems": citadel_status_problems,
             "citadel_status_table": citadel_status_table,
             "citadel_upstreams": citadel_upstreams,

@@ -25,9 +25,6 @@ CPUS = 2
 # their weights. A quota for one of those, since services that share have none by themselves.
 OVERRIDES = {"hermes-2": {"pin": {"cpu_set": "1"}}, "phi-3-mini": {"request": {"cpu_quota_percent": 40}}}
 
-# The gateway calls a model of another host, too. The tests put that address, and one that nobody named, behind a link of their own.
-OTHER_HOST = "192.0.2.3"
-
 MOCK = "opt/citadel/libexec/mock_allocator.py"
 MOCK_DROP_IN = f"""# The mock that stands in for vLLM and LiteLLM. Everything else of the unit is as rendered.
 [Service]
@@ -75,8 +72,7 @@ def files(plan: dict[str, Any]) -> dict[str, str]:
         found[f"opt/citadel/config/services/{service['name']}.env"] = rendered("model_service", "service.env.j2", **given)
     gateway = plan["gateway"]
     # Its limits only: what it runs, and the user and secrets for that, are replaced by the mock anyway.
-    upstreams = [{"api_base": f"http://{OTHER_HOST}:11400/v1"}]
-    limits = rendered("gateway", "20-resources.conf.j2", gateway_plan=gateway, gateway_upstreams=upstreams)
+    limits = rendered("gateway", "20-resources.conf.j2", gateway_plan=gateway)
     found[f"{units}/{gateway['unit']}.d/20-resources.conf"] = limits
     found[f"opt/citadel/config/services/{gateway['name']}.env"] = ""
     for unit in (*plan["services"], gateway):

@@ -33,9 +33,9 @@ def stop_where_no_lab_is_up() -> None:
         pytest.exit(guard.stderr.strip(), returncode=1)
 
 
-def connect() -> Host:
+def connect(name: str = HOST) -> Host:
     cache = os.environ.get("XDG_CACHE_HOME") or f"{os.environ['HOME']}/.cache"
-    return testinfra.get_host(f"ssh://{HOST}", ssh_config=f"{cache}/citadel-llm/lab/ssh_config")
+    return testinfra.get_host(f"ssh://{name}", ssh_config=f"{cache}/citadel-llm/lab/ssh_config")
 
 
 def read_plan(host: Host) -> dict[str, Any]:

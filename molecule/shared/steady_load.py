@@ -43,6 +43,7 @@ class Client(threading.Thread):
     model: str | None
     every_seconds: float
     requests: int
+    max_tokens: int = 8
     outcomes: list[Outcome] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -59,7 +60,9 @@ class Client(threading.Thread):
             self.outcomes.append(self._request(f"request {number}"))
 
     def _request(self, text: str) -> Outcome:
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8} | ({"model": self.model} if self.model else {})
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": self.max_tokens} | (
+            {"model": self.model} if self.model else {}
+        )
         began, statuses, answer = time.monotonic(), [], None
         for attempt in range(1 + RETRIES):
             if attempt and self.stopped.wait(FIRST_RETRY_SECONDS * 2 ** (attempt - 1)):
@@ -90,9 +93,9 @@ def attempted(port: int, body: dict[str, object]) -> Answer:
 class SteadyLoad:
     """One client per port and model (None: any), all at the same pace; use it as a context manager."""
 
-    def __init__(self, ways: list[tuple[int, str | None]], *, every_seconds: float, seconds: float) -> None:
+    def __init__(self, ways: list[tuple[int, str | None]], *, every_seconds: float, seconds: float, max_tokens: int = 8) -> None:
         requests = int(seconds / every_seconds)
-        self.clients = [Client(port, model, every_seconds, requests) for port, model in ways]
+        self.clients = [Client(port, model, every_seconds, requests, max_tokens) for port, model in ways]
 
     def __enter__(self) -> Self:
         for client in self.clients:

@@ -55,6 +55,7 @@ class Panel:
         return FIGURES[self.figures[0]]
 
 
+_BEGINS_LATE: Final = "vLLM counts from 0.3 s on: what is quicker shows as 0.15 s."
 _TRAFFIC: Final = Panel(
     title="Requests",
     figures=("requests",),
@@ -100,8 +101,13 @@ MODEL_PANELS: Final = (
         explanation="Requests of the last hour whose first token came later. More than the objective allows uses up its budget.",
     ),
     Panel(title="Time per token", figures=("per_token_p95", "per_token_p50", "per_token_p99"), least_scale=0.001),
-    Panel(title="Time of the whole answer", figures=("end_to_end_p95", "end_to_end_p50", "end_to_end_p99"), least_scale=0.1),
-    Panel(title="Time in vLLM's queue", figures=("queue_p95", "queue_p50", "queue_p99"), least_scale=0.1),
+    Panel(
+        title="Time of the whole answer",
+        figures=("end_to_end_p95", "end_to_end_p50", "end_to_end_p99"),
+        least_scale=0.1,
+        explanation=_BEGINS_LATE,
+    ),
+    Panel(title="Time in vLLM's queue", figures=("queue_p95", "queue_p50", "queue_p99"), least_scale=0.1, explanation=_BEGINS_LATE),
     _TRAFFIC,
     Panel(title="Share of all requests", figures=("share",), full_scale=1.0),
     _ERRORS,
@@ -143,6 +149,6 @@ OVERVIEW_PANELS: Final = (
     Panel(title="Gateway: its own time", figures=("gateway_overhead",), least_scale=0.01),
     Panel(title="Gateway: fallbacks", figures=("fallbacks", "fallbacks_failed")),
     Panel(title="Edge: turned away", figures=("edge_denied",), explanation="Without a key, too many, or to where nothing is."),
-    Panel(title="Models and gateway together", figures=("together_held", "together_granted", "together_limit"), target="together_limit"),
+    Panel(title="All services", figures=("together_held", "together_granted", "together_limit"), target="together_limit"),
 )
 """Of all models, gateways and edges."""

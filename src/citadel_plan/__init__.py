@@ -19,8 +19,8 @@ from .report_html import plan_page
 from .result import Plan
 from .routing_rules import routing_rule_problems
 from .status import status_problems, status_table
-from .targets import list_metrics_targets, list_node_targets
-from .upstreams import list_upstreams
+from .targets import list_edge_targets, list_gateway_targets, list_metrics_targets, list_node_targets
+from .upstreams import list_shared_models, list_upstreams
 from .variable_names import variable_name_problems
 
 __all__ = [
@@ -38,9 +38,12 @@ __all__ = [
     "host_warnings",
     "list_addresses",
     "list_architectures",
+    "list_edge_targets",
+    "list_gateway_targets",
     "list_latency_objectives",
     "list_metrics_targets",
     "list_node_targets",
+    "list_shared_models",
     "list_upstreams",
     "plan",
     "plan_page",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 LOOPBACK: Final = "127.0.0.1"
 NODE_EXPORTER_PORT: Final = 9100
+EDGE_PORTS: Final = {"edge": 8405, "breakers": 8406}
+"""Where an edge tells HAProxy's own metrics, and how its breakers are."""
 
 
 def list_metrics_targets(plans: Mapping[str, Mapping[str, Any]], *, loopback_host: str = "") -> list[dict[str, Any]]:
@@ -43,7 +45,40 @@ def list_node_targets(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> l
         ``{"service", "host", "address", "port"}`` per host, ordered by host.
 
     """
-    return [
-        {"service": "node", "host": name, "address": LOOPBACK if name == host else plans[name]["address"], "port": NODE_EXPORTER_PORT}
-        for name in sorted({host, *plans})
-    ]
+    return [_target("node", name, plans, host, NODE_EXPORTER_PORT) for name in sorted({host, *plans})]
+
+
+def list_edge_targets(plans: Mapping[str, Mapping[str, Any]], *, host: str) -> list[dict[str, Any]]:
+    """List where the edges tell their own metrics: on loopback of the host that Prometheus runs on, of the others at their addresses.
+
+    Args:
+        plans: As for :func:`list_metrics_targets`.
+        host: The host that Prometheus runs on.
+
+    Returns:
+        As :func:`list_node_targets`.
+
+    """
+    return [_target(service, name, plans, host, port) for name in sorted({host, *plans}) for service, port in EDGE_PORTS.items()]
+
+
+def list_gateway_targets(
+    plans: Mapping[str, Mapping[str, Any]], *, gateways: Iterable[str], loopback_host: str = ""
+) -> list[dict[str, Any]]:
+    """List where the gateways tell their metrics, behind the edges of their hosts.
+
+    Args:
+        plans: As for :func:`list_metrics_targets`.
+        gateways: The hosts that have a gateway.
+        loopback_host: As for :func:`list_metrics_targets`.
+
+    Returns:
+        ``{"service", "host", "address", "port"}`` per gateway, ordered by host.
+
+    """
+    planned = {name: plans[name]["plan"]["gateway"] for name in sorted(gateways)}
+    return [_target(gateway["name"], name, plans, loopback_host, gateway["port"]) for name, gateway in planned.items()]
+
+
+def _target(service: str, name: str, plans: Mapping[str, Mapping[str, Any]], loopback_host: str, port: int) -> dict[str, Any]:
+    return {"service": service, "host": name, "address": LOOPBACK if name == loopback_host else plans[name]["address"], "port": port}

@@ -97,6 +97,7 @@ def write_configuration(directory: Path, variables: Mapping[str, Any]) -> Path:
     for limit in ROLE["__edge_limits"]:
         text = render(TEMPLATES / "clients.map.j2", values | {"__edge_limit": limit})
         (directory / f"client-{limit.replace('_', '-')}.map").write_text(text, encoding="utf-8")
+    (directory / "client-node-keys.map").write_text(render(TEMPLATES / "node-keys.map.j2", values), encoding="utf-8")
     lines = [f"{hashlib.sha256(key.encode()).hexdigest()} {name}\n" for name, key in CLIENT_KEYS.items()]
     (directory / "client-keys.map").write_text("".join(lines), encoding="utf-8")
     (directory / "client-keys.map").chmod(0o640)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -459,14 +460,36 @@ def test_a_slow_client_takes_no_place(hasty: Edge, sent: bytes) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("drips", [False, True], ids=["falls silent", "drips"])
+@pytest.mark.parametrize("way", ["gateway", "model"])
+def test_a_client_that_is_slow_in_a_long_body_takes_no_place_and_is_ended(hasty: Edge, way: str, drips: bool) -> None:
+    port = hasty.gateway_port if way == "gateway" else hasty.api_ports[MODEL]
+    before = len(hasty.gateway.generations()), len(hasty.models[MODEL].generations()), state(hasty)["failures"]
+    with socket.create_connection((SERVER, port), timeout=0.2, source_address=(TRUSTED, 0)) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + b"x" * 800_000)
+        answer = b""
+        start = time.monotonic()
+        while not answer and time.monotonic() - start < 10:
+            try:
+                answer = connection.recv(100)
+            except TimeoutError:
+                assert state(hasty)["running"] == 0
+                if drips:
+                    connection.sendall(b"x")
+    assert b" 408 " in answer
+    assert (len(hasty.gateway.generations()), len(hasty.models[MODEL].generations()), state(hasty)["failures"]) == before
+
+
 def test_waiting_for_a_place_and_for_an_answer_ends(hasty: Edge) -> None:
     backend = hasty.models[MODEL]
+    failures = state(hasty)["failures"]
+    assert isinstance(failures, int)
     backend.generation_gate.clear()
     with ThreadPoolExecutor() as pool:
         answers = [pool.submit(upstream, hasty) for _ in range(3)]
         codes = sorted((answer.result(10).status, answer.result().error["code"]) for answer in answers)
         assert codes == [(503, "model_unavailable"), (504, "model_timeout"), (504, "model_timeout")]
-    assert state(hasty)["failures"] == 2, "who waited in vain for a place says nothing of the model"
+    assert state(hasty)["failures"] == failures + 2, "who waited in vain for a place says nothing of the model"
     backend.generation_gate.set()
     assert upstream(hasty).status == 200
 

@@ -74,6 +74,7 @@ WRONG = {
     "another scheme": f"Basic {CLIENT_KEYS['web-shop']}",
     "no scheme": CLIENT_KEYS["web-shop"],
     "a name": "Bearer web-shop",
+    "nearly nothing": "Bearer EMPTY1",
     "other letters": f"Bearer {CLIENT_KEYS['web-shop'].upper()}",
     "more": f"Bearer {CLIENT_KEYS['web-shop']}x",
 }
@@ -89,7 +90,7 @@ def test_a_key_that_is_not_known_is_refused_from_everywhere(edge: Edge, port_of:
     assert CLIENT_KEYS["web-shop"] not in edge.log()
 
 
-@pytest.mark.parametrize("nothing", ["", "Bearer", "bearer "])
+@pytest.mark.parametrize("nothing", ["", "Bearer", "bearer ", "Bearer EMPTY", "bearer empty"])
 def test_an_empty_key_is_none(edge: Edge, nothing: str) -> None:
     headers = {"Authorization": nothing}
     assert ask(edge.gateway_port, "/health", source=TRUSTED, headers=headers).status == 200

@@ -49,13 +49,13 @@ def litellm_environment() -> Path:
     return Path(python).parent.parent
 
 
-def upstream(backend: Backend, host: str = "hx-llm-server-01") -> dict[str, Any]:
-    """One entry of `gateway_upstreams` for a backend that stands for the model of its name on `host`."""
+def upstream(backend: Backend) -> dict[str, Any]:
+    """One entry of `gateway_upstreams` for a backend that stands for the model of its name."""
     model = MODELS[backend.name]
     return {
         "service": backend.name,
         "model": backend.name,
-        "host": host,
+        "host": "hx-llm-server-01",
         "api_base": f"http://127.0.0.1:{backend.port}/v1",
         "context_tokens": model["context_tokens"],
         "max_output_tokens": model["context_tokens"],

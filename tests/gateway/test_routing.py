@@ -86,14 +86,6 @@ def test_fallbacks_that_are_down_come_last(tmp_path: Path) -> None:
     assert decided(rules(tmp_path), case).on_failure == (HERMES, MIXTRAL, OPENCHAT)
 
 
-def test_a_model_that_another_host_serves_too_is_able(tmp_path: Path) -> None:
-    of = rules(
-        tmp_path, gateway_upstreams=[*map(upstream, MODELS), upstream(PHI, api_base="http://192.168.10.30:11403/v1", context_tokens=1024)]
-    )
-    assert of.models[PHI].context_tokens == 1024, "it may be either"
-    assert decided(of, Case(body=chat("Hi"), state={PHI: DOWN}, answer=("", ""))).model == PHI
-
-
 def test_a_model_of_which_nothing_is_known_is_able(tmp_path: Path) -> None:
     of = rules(tmp_path)
     demand = read_demand(chat("Hi"), chat=True, longest_token_characters=16)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
+import json
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.backend import ANSWER, Backend
-from gateway.harness import Gateway, upstream
+from gateway.harness import MASTER_KEY, Gateway, upstream
 from gateway.metrics import total
 
 if TYPE_CHECKING:
@@ -58,8 +60,14 @@ def test_workers_count_together_and_drain_together(gateway: Gateway, backend: Ba
     with ThreadPoolExecutor(max_workers=6) as pool:
         streams = [pool.submit(gateway.post, CHAT, REQUEST | {"stream": True}) for _ in range(6)]
         eventually(lambda: len(backend.received), 126)
+        late = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+        late.connect()
         gateway.process.terminate()
         eventually(lambda: gateway.log().count("Shutting down"), 2)
+        with pytest.raises(ConnectionRefusedError):
+            http.client.HTTPConnection("127.0.0.1", gateway.port).connect()
+        late.request("POST", CHAT, json.dumps(REQUEST), {"Content-Type": "application/json", "Authorization": f"Bearer {MASTER_KEY}"})
+        assert late.getresponse().status == 200, "it was connected before the stop"
         backend.gate.set()
         for stream in streams:
             assert "".join(event["choices"][0]["delta"].get("content") or "" for event in stream.result().events()) == ANSWER

@@ -87,15 +87,13 @@ def test_a_weak_one_is_refused_before_anything_changes(tmp_path: Path) -> None:
     good = {
         "gateway_plan": plan(8000, 1),
         "gateway_routing_rules": [{"name": "otherwise", "models": ["x"]}],
-        "gateway_upstreams": [upstream | {"api_base": "http://192.168.10.30:11401/v1"}],
+        "gateway_upstreams": [upstream | {"api_base": "http://127.0.0.1:31401/v1"}],
         "gateway_master_key": GIVEN,
     }
     cases = {
         "nothing wrong": good,
         "weak": good | {"gateway_master_key": "sk-weak"},
-        "a name": good | {"gateway_upstreams": [upstream | {"api_base": "http://llm.example.org:11401/v1"}]},
     }
     said = refusals("gateway", cases, tmp_path)
-    assert set(said) == {"weak", "a name"}
+    assert set(said) == {"weak"}
     assert said["weak"].startswith("gateway_master_key must be sk- and at least 32")
-    assert "llm.example.org is no IP address" in said["a name"]

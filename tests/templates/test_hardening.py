@@ -159,17 +159,6 @@ def test_a_unit_reaches_only_whom_it_needs(units: list[Unit], plan: dict[str, An
         assert directives(unit, "IPAddressDeny") == (["any"] if expected else []), unit.name
 
 
-def test_another_host_is_let_in_by_its_address(plan: dict[str, Any]) -> None:
-    plans = {HOST: {"plan": plan, "address": ADDRESS}, "hx-llm-server-02": {"plan": plan, "address": "192.168.10.30"}}
-    values = role_variables() | {
-        "ansible_managed": "Ansible managed",
-        "gateway_plan": plan["gateway"],
-        "gateway_upstreams": list_upstreams(plans, host=HOST),
-    }
-    lines = rendered("gateway", "20-resources.conf.j2", values).splitlines()
-    assert [line for line in lines if line.startswith("IPAddress")] == ["IPAddressAllow=192.168.10.30"]
-
-
 def test_a_model_sees_no_configuration_but_its_own_logging(plan: dict[str, Any]) -> None:
     for service in plan["services"]:
         values = model_variables(plan, service) | {"ansible_managed": "Ansible managed"}

@@ -7,7 +7,6 @@ from typing import Any
 
 import openai
 from checks import ANSWER_TOKENS, BASE_URL, HELLO, KEY, LIMITED_KEY, MODELS, SCHEMA, TOO_LONG, WRONG_KEY, check, raised
-from langchain_core.exceptions import ContextOverflowError
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 PLACE = {"title": "place", "description": "A city and whether it is warm", **SCHEMA}
@@ -62,12 +61,9 @@ def says_what_is_wrong() -> str:
 
 
 def says_what_is_too_long() -> str:
-    """LangChain has a kind of error for it, which it knows by the code."""
-    try:
-        chat(model=MODELS[-1]).invoke(TOO_LONG)
-    except ContextOverflowError as error:
-        return str(error)
-    raise AssertionError("no ContextOverflowError")
+    error = raised(openai.BadRequestError, lambda: chat(model=MODELS[-1]).invoke(TOO_LONG))
+    assert error.code == "context_length_exceeded", error.body
+    return str(error.message)
 
 
 def says_that_nobody_embeds() -> str:

@@ -7,7 +7,6 @@ from typing import Any
 import openai
 from checks import ANSWER_TOKENS, BASE_URL, HELLO, KEY, LIMITED_KEY, MODELS, TOO_LONG, WRONG_KEY, check, raised
 from llama_index.core.llms import ChatMessage
-from llama_index.llms.openai import OpenAI
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel, Field
 
@@ -66,13 +65,6 @@ def calls_a_tool() -> str:
     return str(place)
 
 
-def uses_openai_s_own_class() -> str:
-    """It knows the contexts of OpenAI's models alone, but asks any that it is not asked about."""
-    answer = OpenAI(api_base=BASE_URL, api_key=KEY, max_retries=0, model=MODELS[0], max_tokens=6).chat(MESSAGES)
-    assert answer.message.content
-    return str(answer.raw.model)
-
-
 def says_what_it_does_not_know() -> str:
     return str(raised(openai.NotFoundError, lambda: like(model="gpt-4o").chat(MESSAGES)).message)
 
@@ -100,7 +92,6 @@ def says_that_it_is_too_much() -> str:
 
 check("chat", lambda: chats(MODELS[0]))
 check("chat, auto", lambda: chats("auto"))
-check("chat, OpenAI's class", uses_openai_s_own_class)
 check("stream", streams)
 check("completion", completes)
 check("completion, stream", streams_a_completion)

@@ -59,6 +59,9 @@ CASES = {
     "missing variable": Case(("citadel_device", "plan.yml"), inventory=without_line("plan.yml", "citadel_device:")),
     "port twice": Case(("hermes-2", "mixtral-8x7b", "11400"), change={"hermes-2": {"request": {"port": 11400}}}),
     "memory beyond the host": Case(("mixtral-8x7b", "90.0 GiB"), change={"mixtral-8x7b": {"request": {"memory": "90GiB"}}}),
+    "limits for a model that nobody serves": Case(
+        ("edge_client_limits names gpt-4", "phi-3-mini"), variables(edge_client_limits={"web-shop": {"models": ["phi-3-mini", "gpt-4"]}})
+    ),
     "folder without config.json": Case(("hermes-2", "config.json"), models_without("config.json")),
     "folder without weights": Case(("hermes-2", "weights"), models_without("*.safetensors")),
     "host that cannot be reached": Case(

@@ -212,7 +212,7 @@ def test_large_bodies_at_once_end_nobody(server: Host, plan: dict[str, Any], way
     show = "systemctl show --property=InvocationID --value %s"
     runs = [server.check_output(show, unit) for unit in units]
     body = json.dumps({"model": service["name"], "max_tokens": 1, "prompt": ""}).encode()
-    text = body[:-2] + b"lorem ipsum " * ((8_388_608 - len(body)) // 12) + body[-2:]
+    text = body[:-2] + b"lorem ipsum " * ((1_000_000 - len(body)) // 12) + body[-2:]
 
     def one(_: int) -> int:
         connection = http.client.HTTPConnection(ADDRESS, port, timeout=WAIT_SECONDS)

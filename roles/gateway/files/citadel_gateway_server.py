@@ -19,6 +19,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 # From the connection to the request: HAProxy sends it at once, but a busy worker may be busy for as long.
-_FIRST_REQUEST_SECONDS: Final = 1.0
+_FIRST_REQUEST_SECONDS: Final = 5.0
 
 # After a replacement that did not start.
 _AGAIN_SECONDS: Final = 60.0
@@ -134,9 +135,8 @@ def main() -> None:
     """See the module."""
     options = _parse_arguments()
     metrics = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-    metrics.mkdir(parents=True, exist_ok=True)
-    for left_over in metrics.iterdir():
-        left_over.unlink()
+    shutil.rmtree(metrics, ignore_errors=True)
+    metrics.mkdir(parents=True)
     config = Settings(
         "citadel_gateway_app:app",
         host=options.host,

@@ -11,7 +11,6 @@ import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from citadel_request import COMPLETION, Demand
 
@@ -29,22 +28,22 @@ TOO_LONG: Final = "too-long"
 LONGER: Final = "longer:"
 FALLBACK: Final = "fallback:"
 
-_LOOPBACK: Final = "127.0.0.1"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model as the plans have it. `elsewhere`: another host serves it too, and the edge here does not know how it is."""
+    """A model as the plans have it."""
 
     name: str
     context_tokens: int
     modes: frozenset[str]
-    elsewhere: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """How a model of this host is, as the edge sees it. `on_trial`: its breaker is half-open, one request is let through to see."""
+    """How a model is, all of its instances together, as the edge sees it.
+
+    `on_trial`: its breaker is half-open, one request is let through to see.
+    """
 
     able: bool
     on_trial: bool
@@ -132,7 +131,10 @@ def load_rules(path: Path) -> Rules:
     """Read `routing.json`; ValueError says what is wrong with it."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        models = _read_models(document["upstreams"])
+        models = {
+            upstream["model"]: Model(name=upstream["model"], context_tokens=upstream["context_tokens"], modes=frozenset(upstream["modes"]))
+            for upstream in document["upstreams"]
+        }
         rules = tuple(_read_rule(rule) for rule in document["rules"])
         read = Rules(
             models=models,
@@ -152,22 +154,6 @@ def load_rules(path: Path) -> Rules:
     if unknown := sorted(named - models.keys()):
         raise ValueError(f"{path} names {', '.join(unknown)}, which no upstream serves.")
     return read
-
-
-def _read_models(upstreams: Iterable[Mapping[str, Any]]) -> dict[str, Model]:
-    """Put the places of each model together: a request may go to any of them, so the smallest context counts."""
-    models: dict[str, Model] = {}
-    for upstream in upstreams:
-        name = upstream["model"]
-        other = models.get(name)
-        modes = frozenset(upstream["modes"])
-        models[name] = Model(
-            name=name,
-            context_tokens=min(upstream["context_tokens"], other.context_tokens if other else upstream["context_tokens"]),
-            modes=modes & other.modes if other else modes,
-            elsewhere=(other is not None and other.elsewhere) or urlsplit(upstream["api_base"]).hostname != _LOOPBACK,
-        )
-    return models
 
 
 def _read_rule(document: Mapping[str, Any]) -> Rule:
@@ -266,7 +252,7 @@ class _Choice:
 
     def _known_down(self, name: str) -> bool:
         """Whether asking is of no use. A model on trial is asked, or it would never be taken back, unless nobody else could answer then."""
-        state = None if self.rules.models[name].elsewhere else self.state.get(name)
+        state = self.state.get(name)
         return state is not None and not state.able and (self._asked_once or not state.on_trial)
 
     def _may(self, name: str) -> bool:
@@ -288,7 +274,7 @@ class _Choice:
 
         def key(name: str) -> tuple[bool, bool, int, float]:
             model = self.rules.models[name]
-            state = None if model.elsewhere else self.state.get(name)
+            state = self.state.get(name)
             fits = self._fits(name)
             return (
                 self._known_down(name),

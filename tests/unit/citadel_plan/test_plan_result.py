@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
-from citadel_plan import list_latency_objectives, list_metrics_targets, list_node_targets, list_upstreams, plan
+from citadel_plan import (
+    list_edge_targets,
+    list_gateway_targets,
+    list_latency_objectives,
+    list_metrics_targets,
+    list_node_targets,
+    list_shared_models,
+    list_upstreams,
+    plan,
+)
 from unit.plan_examples import GIB, HOST, MIB, host_facts, problems_of, production_models, production_plan, settings, tiny_overrides
 
 # docs and other tools read these: a key that goes or changes its meaning is a new schema_version.
@@ -20,13 +30,16 @@ PINNED = {
         "cpu_set", "cpu_quota_percent", "cpu_weight", "numa_nodes", "tasks_max", "io_weight",
         "storage_requested_bytes", "storage_needed_bytes",
     ],
-    "gateway": ["name", "unit", "port", "workers", "worker_memory_max_bytes", "memory_max_bytes", "cpus_requested", "cpu_set", "cpu_quota_percent", "tasks_max"],
+    "gateway": [
+        "name", "unit", "port", "workers", "worker_memory_max_bytes", "memory_max_bytes", "cpus_requested", "cpu_set", "cpu_quota_percent",
+        "tasks_max",
+    ],
     "monitoring": ["prometheus_port"],
     "totals": ["memory_capacity_bytes", "memory_reserved_bytes", "memory_max_bytes", "cpus_available", "cpus_requested"],
 }  # fmt: skip
 ROLES_NEED = [
     "description", "specialisation", "target_latency_milliseconds", "modes", "max_output_tokens", "source", "dtype", "quantization",
-    "kv_cache_dtype", "block_tokens", "max_num_batched_tokens", "tensor_parallel_size", "enforce_eager", "omp_threads_bind",
+    "kv_cache_dtype", "block_tokens", "max_waiting", "max_num_batched_tokens", "tensor_parallel_size", "enforce_eager", "omp_threads_bind",
     "load_timeout_seconds", "stall_timeout_seconds", "extra_arguments", "expected_weights_bytes", "cpus_exclusive",
 ]  # fmt: skip
 
@@ -44,6 +57,11 @@ def test_the_shape_is_the_pinned_one_on_either_device(facts: dict[str, Any]) -> 
     for key in ("gateway", "monitoring", "totals"):
         assert set(PINNED[key]) <= set(result[key])
     assert set(result["services"][0]["source"]) == {"type", "repository", "revision", "path"}
+
+
+def test_four_may_wait_for_each_place() -> None:
+    for service in as_dict()["services"]:
+        assert service["max_waiting"] == 4 * service["max_num_seqs"]
 
 
 def test_only_plain_types_leave() -> None:
@@ -197,18 +215,30 @@ def entry(result: dict[str, Any], address: str = "192.168.10.29") -> dict[str, A
     return {"plan": result, "address": address}
 
 
-def test_a_gateway_reaches_its_own_models_by_loopback_and_others_by_their_edge() -> None:
-    plans = {HOST: entry(as_dict()), "hx-llm-server-02": entry(as_dict(overrides={"hermes-2": {"enabled": False}}), "192.168.10.30")}
+def only(name: str, **changes: object) -> dict[str, Any]:
+    """Plan a host that serves one model of the catalogue."""
+    others = {other: {"enabled": False} for other in production_models() if other != name}
+    return as_dict(overrides={**others, name: changes})
+
+
+OTHER = "hx-llm-server-02"
+
+
+def test_a_gateway_calls_every_model_once_on_loopback() -> None:
+    plans = {
+        HOST: entry(as_dict()),
+        OTHER: entry(only("phi-3-mini", min_num_seqs=1, max_num_seqs=1, request={"context_tokens": 1024}), "192.168.10.30"),
+    }
     upstreams = list_upstreams(plans, host=HOST)
-    assert [(upstream["service"], upstream["host"], upstream["api_base"]) for upstream in upstreams] == [
+    assert [(upstream["model"], upstream["host"], upstream["api_base"]) for upstream in upstreams] == [
         ("hermes-2", HOST, "http://127.0.0.1:31401/v1"),
         ("mixtral-8x7b", HOST, "http://127.0.0.1:31400/v1"),
-        ("mixtral-8x7b", "hx-llm-server-02", "http://192.168.10.30:11400/v1"),
         ("openchat-3.5", HOST, "http://127.0.0.1:31402/v1"),
-        ("openchat-3.5", "hx-llm-server-02", "http://192.168.10.30:11402/v1"),
         ("phi-3-mini", HOST, "http://127.0.0.1:31403/v1"),
-        ("phi-3-mini", "hx-llm-server-02", "http://192.168.10.30:11403/v1"),
     ]
+    alone = list_upstreams({HOST: plans[HOST]}, host=HOST)
+    assert upstreams[:3] == alone[:3]
+    assert upstreams[3] == alone[3] | {"context_tokens": 1024, "max_output_tokens": 1023, "max_num_seqs": alone[3]["max_num_seqs"] + 1}
     assert upstreams[0] == {
         "service": "hermes-2",
         "model": "hermes-2",
@@ -224,8 +254,47 @@ def test_a_gateway_reaches_its_own_models_by_loopback_and_others_by_their_edge()
     }
 
 
-def test_an_ipv6_address_is_bracketed() -> None:
-    assert list_upstreams({"other": entry(as_dict(), "fd00::29")}, host=HOST)[0]["api_base"] == "http://[fd00::29]:11401/v1"
+def test_instances_of_a_model_share_it_in_proportion_to_their_places() -> None:
+    plans = {HOST: entry(as_dict()), OTHER: entry(only("phi-3-mini", min_num_seqs=1, max_num_seqs=1), "192.168.10.30")}
+    places = next(service["max_num_seqs"] for service in plans[HOST]["plan"]["services"] if service["name"] == "phi-3-mini")
+    here = {"host": HOST, "address": "192.168.10.29", "port": 11403, "places": places, "weight": places}
+    there = {"host": OTHER, "address": "192.168.10.30", "port": 11403, "places": 1, "weight": 1}
+    (shared,) = list_shared_models(plans, host=HOST)
+    waiting = sum(plan["plan"]["services"][-1]["max_waiting"] for plan in plans.values())
+    assert shared == {"name": "phi-3-mini", "upstream_port": 31403, "max_waiting": waiting, "instances": [here, there]}
+    assert [model["name"] for model in list_shared_models(plans, host=OTHER)] == ["hermes-2", "mixtral-8x7b", "openchat-3.5", "phi-3-mini"]
+    assert list_shared_models(plans, host=OTHER)[3]["instances"] == [there, here], "its own first"
+    assert list_shared_models({HOST: plans[HOST]}, host=HOST) == []
+
+
+def test_weights_are_what_haproxy_knows() -> None:
+    plans = {
+        HOST: entry(only("phi-3-mini")),
+        OTHER: entry(only("phi-3-mini"), "192.168.10.30"),
+        "small": entry(only("phi-3-mini"), "192.168.10.31"),
+    }
+    for host, places in {HOST: 1024, OTHER: 512, "small": 2}.items():
+        plans[host]["plan"]["services"][0]["max_num_seqs"] = places
+    assert [instance["weight"] for instance in list_shared_models(plans, host=HOST)[0]["instances"]] == [256, 128, 1]
+
+
+@pytest.mark.parametrize(
+    ("there", "address", "sentence"),
+    [
+        (
+            only("phi-3-mini", request={"port": 11401}),
+            "192.168.10.30",
+            "hermes-2 and phi-3-mini would both be called at port 31401 of 127.0.0.1 on hx-llm-server-01",
+        ),
+        (only("phi-3-mini"), "fd00::30", "need addresses of one family (citadel_server_address): hx-llm-server-01 192.168.10.29"),
+        (only("phi-3-mini"), "llm.example.org", "llm.example.org is no IP address"),
+    ],
+    ids=["a port of two", "families", "a name"],
+)
+def test_hosts_that_do_not_go_together_are_refused(there: dict[str, Any], address: str, sentence: str) -> None:
+    here = as_dict(overrides={"phi-3-mini": {"enabled": False}})
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        list_shared_models({HOST: entry(here), OTHER: entry(there, address)}, host=HOST)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +329,22 @@ def test_metrics_of_the_host_whose_edge_is_left_out_are_scraped_on_loopback() ->
     assert [(target["host"], target["address"], target["port"]) for target in targets] == [
         *((HOST, "127.0.0.1", port) for port in (11400, 11401, 11402, 11403)),
         *(("other", "192.168.10.29", port) for port in (11401, 11402, 11403, 11404)),
+    ]
+
+
+def test_edges_and_gateways_of_all_hosts_are_asked() -> None:
+    plans = {HOST: entry(as_dict()), OTHER: entry(as_dict(), "192.168.10.30")}
+    assert list_edge_targets(plans, host=OTHER) == [
+        {"service": "edge", "host": HOST, "address": "192.168.10.29", "port": 8405},
+        {"service": "breakers", "host": HOST, "address": "192.168.10.29", "port": 8406},
+        {"service": "edge", "host": OTHER, "address": "127.0.0.1", "port": 8405},
+        {"service": "breakers", "host": OTHER, "address": "127.0.0.1", "port": 8406},
+    ]
+    one = {"service": "unified-api-gateway", "host": HOST, "address": "192.168.10.29", "port": 8000}
+    assert list_gateway_targets(plans, gateways=[HOST]) == [one]
+    assert list_gateway_targets(plans, gateways=[OTHER, HOST], loopback_host=HOST) == [
+        one | {"address": "127.0.0.1"},
+        one | {"host": OTHER, "address": "192.168.10.30"},
     ]
 
 
