@@ -27,7 +27,7 @@ from speed import BODY, milliseconds, target
 CONNECTIONS: Final = 8
 SAMPLES: Final = 48
 WARM_SHARE: Final = 0.25
-LONGEST_SECONDS: Final = 1200.0
+LONGEST_SECONDS: Final = 3000.0
 AFTER_SECONDS: Final = 2.0
 TAKEN: Final = "takes its place"
 

@@ -122,8 +122,8 @@ def edge(folder: Path, backend: System) -> Iterator[System]:
     """Run HAProxy from what the role edge renders, without limits per client; the model server stands where the gateway does."""
     folder.mkdir()
     made = make_edge(folder, edge_keyless_requests_per_minute=0, edge_keyless_concurrent_requests=0)
-    # The edge listens on the gateway's port as well, on its own address.
-    made.gateway_port = backend.port
+    # The edge listens on the gateway's port as well, on its own address, and asks the gateway's supervisor how it is.
+    made.gateway_port = made.gateway.state_port = backend.port
     configuration = write_configuration(folder, made.variables)
     command = [tool("haproxy"), "-db", "-f", str(configuration)]
     with running(command, os.environ, port=made.exporter_port, path="/metrics", output=folder / "log") as leader:

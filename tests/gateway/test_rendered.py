@@ -66,7 +66,7 @@ def test_the_supervisor_understands_its_options() -> None:
     words = shlex.split(directives(rendered("10-exec.conf"))["ExecStart"][0])
     assert words[:3] == ["/usr/bin/python3", "-I", "/opt/citadel/libexec/citadel_supervise.py"]
     options, _ = parse_arguments(words[3:])
-    assert (options.kind, options.address, options.port, options.state_port) == ("http", "127.0.0.1", 8000, None)
+    assert (options.kind, options.address, options.port, options.state_port) == ("http", "127.0.0.1", 8000, 8407)
     assert (options.ready_path, options.alive_path) == ("/health/readiness", "/health/liveliness")
 
 

@@ -3,7 +3,7 @@ warm at the end of its start: uvicorn takes no connection before it is over.
 
 The first request of a process imports a part of LiteLLM and builds validators and clients, for about a second. So each worker sends itself
 a few requests, within the process; LiteLLM makes up their answers (`mock_response`), no model is asked. They are not counted: Prometheus'
-client writes what is counted meanwhile into files of another name, in a folder that is then thrown away.
+client writes what is counted meanwhile into a folder that is then thrown away.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def _warm_up() -> None:
     """Never keeps a worker from starting: whatever goes wrong, the first clients find out."""
     global _warming_up
     folder = os.environ[_METRICS_FOLDER]
-    with tempfile.TemporaryDirectory(prefix="warming-up-", dir=os.path.dirname(folder)) as elsewhere:  # noqa: PTH120 - text in, text out
+    with tempfile.TemporaryDirectory(prefix="warming-up-", dir=folder) as elsewhere:
         os.environ[_METRICS_FOLDER], _warming_up = elsewhere, True
         try:
             async with asyncio.timeout(_WARM_UP_SECONDS):

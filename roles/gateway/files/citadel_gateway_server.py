@@ -19,6 +19,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,9 +135,8 @@ def main() -> None:
     """See the module."""
     options = _parse_arguments()
     metrics = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-    metrics.mkdir(parents=True, exist_ok=True)
-    for left_over in metrics.iterdir():
-        left_over.unlink()
+    shutil.rmtree(metrics, ignore_errors=True)
+    metrics.mkdir(parents=True)
     config = Settings(
         "citadel_gateway_app:app",
         host=options.host,
