@@ -30,7 +30,9 @@ class Unit:
 
 
 RATIO: Final = Unit("percentunit", "%.1f %%", "100")
-PER_SECOND: Final = Unit("cps", "%.2f /s")
+PER_SECOND: Final = Unit("cps", "%.3f /s")
+"""One request in five minutes is not nothing."""
+TOKENS_PER_SECOND: Final = Unit("cps", "%.1f /s")
 BYTES: Final = Unit("bytes", "%.2f GiB", "2^-30")
 MILLISECONDS: Final = Unit("s", "%.0f ms", "1000")
 SECONDS: Final = Unit("s", "%.2f s")
@@ -100,8 +102,8 @@ FIGURES: Final[Mapping[str, Figure]] = MappingProxyType(
         "share": _model("model:requests:share_rate5m", "share of all requests", RATIO, _NO_REQUESTS),
         "errors": _model("model:errors:ratio_rate5m", "errors", RATIO, _NO_REQUESTS),
         "slow": _model("model:slow:ratio_rate1h", "in an hour", RATIO, _NO_REQUESTS),
-        "prompt_tokens": _model("model:prompt_tokens:rate5m", "prompt", PER_SECOND),
-        "generation_tokens": _model("model:generation_tokens:rate5m", "generated", PER_SECOND),
+        "prompt_tokens": _model("model:prompt_tokens:rate5m", "prompt", TOKENS_PER_SECOND),
+        "generation_tokens": _model("model:generation_tokens:rate5m", "generated", TOKENS_PER_SECOND),
         "target": _model("citadel_service_target_latency_seconds", "target", MILLISECONDS),
         **_quantiles("first_token", "time_to_first_token_seconds", MILLISECONDS),
         **_quantiles("per_token", "time_per_output_token_seconds", MILLISECONDS),

@@ -149,6 +149,6 @@ OVERVIEW_PANELS: Final = (
     Panel(title="Gateway: its own time", figures=("gateway_overhead",), least_scale=0.01),
     Panel(title="Gateway: fallbacks", figures=("fallbacks", "fallbacks_failed")),
     Panel(title="Edge: turned away", figures=("edge_denied",), explanation="Without a key, too many, or to where nothing is."),
-    Panel(title="Models and gateway together", figures=("together_held", "together_granted", "together_limit"), target="together_limit"),
+    Panel(title="All services", figures=("together_held", "together_granted", "together_limit"), target="together_limit"),
 )
 """Of all models, gateways and edges."""

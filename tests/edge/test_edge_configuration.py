@@ -154,7 +154,7 @@ REFUSED = {
     ),
     "a port taken twice": (
         {"edge_exporter_port": 11400},
-        "The ports 8000, 8406, 9090, 11400, 11400, 11401, 31400, 31401 on 127.0.0.1 hold one twice",
+        "The ports 8000, 8406, 8407, 9090, 11400, 11400, 11401, 31400, 31401 on 127.0.0.1 hold one twice",
     ),
     "a port of two looks": (
         {"edge_state_port": 8405},

@@ -46,8 +46,14 @@ def test_what_may_be_sent_is_what_vllm_and_openai_know() -> None:
 @pytest.mark.parametrize("content_type", [JSON, "application/json; charset=utf-8", "Application/JSON"])
 def test_a_good_request_goes_on_as_it_came(content_type: str) -> None:
     for path, content in ((CHAT, {"messages": HELLO}), (TEXT, {"prompt": "Hello"})):
-        payload = json.dumps(content | {"model": None, "temperature": 1, "stop": ["x"], "n": 1.0}, indent=3).encode()
+        payload = json.dumps(content | {"model": "hermes-2", "temperature": 1, "stop": ["x"], "n": 1.0}, indent=3).encode()
         assert read(path, content_type, payload) is payload
+
+
+@pytest.mark.parametrize("model", [None, "", "auto"])
+def test_a_choice_that_is_left_open_is_left_out(model: str | None) -> None:
+    payload = json.dumps({"model": model, "messages": HELLO, "stream": True}).encode()
+    assert json.loads(bytes(read(CHAT, JSON, payload))) == {"messages": HELLO, "stream": True}
 
 
 CONTENTS: list[Any] = [

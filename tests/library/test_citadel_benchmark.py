@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from lab.tiny_models import make_models
+from module_utils.citadel_bench_serve import arguments
 
 from edge.haproxy import free_ports, tool
 from gateway.backend import Backend
@@ -108,6 +109,12 @@ def test_what_vllm_measures(tmp_path: Path) -> None:
     assert authorizations == {"model": {None}, "gateway": {f"Bearer {KEY}"}}
     assert KEY not in shown + json.dumps(found) + json.dumps(arguments)
     assert arguments[-3:] == [vllm_python(), "-I", "-"]
+
+
+def test_a_gateway_behind_tls_is_asked_without_looking_at_names() -> None:
+    sizes = {"model": "x", "tokenizer": "x", "input_tokens": 1, "output_tokens": 1, "prompts": 1, "concurrency": 1}
+    assert "--insecure" in arguments({"base_url": "https://192.168.10.29:8000", **sizes})
+    assert "--insecure" not in arguments({"base_url": "http://127.0.0.1:11401", **sizes})
 
 
 def test_what_cannot_even_start_is_said_of_every_run(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.errors import AnsibleError
 from promql import selectors
 
 from citadel_exporter import FAMILIES
@@ -168,7 +170,7 @@ def test_the_overview_says_what_is_down_what_is_idle_and_what_is_well(overview: 
     for said in (
         "● generates ● breaker closed",
         "First token, p95 250 ms target 500 ms",
-        "Requests 1.00 /s share 100.0 %",
+        "Requests 1.000 /s share 100.0 %",
         "breaker openings in an hour: 1",
         "At work 1 of 1 waiting 1",
         "Memory 1.00 GiB planned 0.00 GiB (mark), limit 2.00 GiB",
@@ -250,8 +252,8 @@ def test_every_figure_is_recorded_or_told_by_the_exporter(tmp_path: Path) -> Non
 def test_the_overviews_of_both_show_the_same_figures() -> None:
     console = render(TEMPLATES / "consoles" / "index.html.j2", variables())
     shown = {key for panel in OVERVIEW_PANELS for key in (*panel.figures, *([panel.target] if panel.target else []))}
-    # The state of a breaker, as one word, is on both pages; p50, p99 and how often the quota held a service back are on the model's.
-    elsewhere = {"breaker_half_open", "first_token_p50", "first_token_p99", "throttled"}
+    # Drawn from what it is the ratio of; said in the word for the state of a breaker; and on the model's page.
+    elsewhere = {"memory_of_limit", "breaker_half_open", "first_token_p50", "first_token_p99", "throttled"}
     assert [key for key in shown - elsewhere if FIGURES[key].metric not in console] == []
 
 
@@ -305,6 +307,14 @@ def test_a_dashboard_is_whole(boards: dict[str, str], name: str) -> None:
     assert offered["datasource"]["type"] == "datasource"
     asked = set(re.findall(r"\$(\w+)", "".join(expressions(boards[f"{name}.json"]))))
     assert asked <= set(offered)
+
+
+def test_a_controller_without_the_library_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delitem(sys.modules, "citadel_pictures.dashboards")
+    monkeypatch.setitem(sys.modules, "grafana_foundation_sdk.builders", None)
+    (tmp_path / "x.j2").write_text("{{ percents | citadel_dashboards }}", encoding="utf-8")
+    with pytest.raises(AnsibleError, match=r"no module grafana_foundation_sdk.*run ansible-playbook from \.venv"):
+        render(tmp_path / "x.j2", {"percents": PERCENTS})
 
 
 def test_lines_lie_where_the_inventory_says(boards: dict[str, str]) -> None:

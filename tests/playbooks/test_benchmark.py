@@ -68,6 +68,7 @@ def host(tmp_path: Path) -> Iterator[Path]:
             "ansible_become": False,
             "ansible_python_interpreter": sys.executable,
             "citadel_server_address": "192.168.10.29",
+            "edge_tls": "none",
             "runtime_root_folder": "/opt/citadel/runtime",
         }
         settings = {

@@ -7,7 +7,6 @@ from typing import Any
 
 import openai
 from checks import ANSWER_TOKENS, BASE_URL, HELLO, KEY, LIMITED_KEY, MODELS, SCHEMA, TOO_LONG, WRONG_KEY, check, raised
-from langchain_core.exceptions import ContextOverflowError
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 PLACE = {"title": "place", "description": "A city and whether it is warm", **SCHEMA}
@@ -40,12 +39,17 @@ def completes() -> str:
     return text
 
 
-def structures(method: str) -> str:
-    structured = chat(max_tokens=ANSWER_TOKENS, temperature=0).with_structured_output(PLACE, method=method)
-    answer = structured.invoke(HELLO)
+def structures() -> str:
+    answer = chat(max_tokens=ANSWER_TOKENS, temperature=0).with_structured_output(PLACE, method="json_schema").invoke(HELLO)
     assert isinstance(answer, dict)
     assert answer.keys() == SCHEMA["properties"].keys()  # type: ignore[attr-defined]
     return json.dumps(answer)
+
+
+def says_that_it_knows_no_tools() -> str:
+    error = raised(openai.BadRequestError, lambda: chat().bind_tools([PLACE]).invoke(HELLO))
+    assert "tool" in error.message
+    return str(error.message)
 
 
 def says_what_it_does_not_know() -> str:
@@ -62,12 +66,9 @@ def says_what_is_wrong() -> str:
 
 
 def says_what_is_too_long() -> str:
-    """LangChain has a kind of error for it, which it knows by the code."""
-    try:
-        chat(model=MODELS[-1]).invoke(TOO_LONG)
-    except ContextOverflowError as error:
-        return str(error)
-    raise AssertionError("no ContextOverflowError")
+    error = raised(openai.BadRequestError, lambda: chat(model=MODELS[-1]).invoke(TOO_LONG))
+    assert error.code == "context_length_exceeded", error.body
+    return str(error.message)
 
 
 def says_that_nobody_embeds() -> str:
@@ -86,8 +87,8 @@ check("chat", lambda: chats(MODELS[0]))
 check("chat, auto", lambda: chats("auto"))
 check("stream", streams)
 check("completion", completes)
-check("structured output", lambda: structures("json_schema"))
-check("tool", lambda: structures("function_calling"))
+check("structured output", structures)
+check("tools", says_that_it_knows_no_tools)
 check("404", says_what_it_does_not_know)
 check("401", says_that_a_key_is_wrong)
 check("400", says_what_is_wrong)

@@ -7,7 +7,6 @@ from typing import Any
 import openai
 from checks import ANSWER_TOKENS, BASE_URL, HELLO, KEY, LIMITED_KEY, MODELS, TOO_LONG, WRONG_KEY, check, raised
 from llama_index.core.llms import ChatMessage
-from llama_index.llms.openai import OpenAI
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel, Field
 
@@ -59,18 +58,11 @@ def structures() -> str:
     return str(structured.chat(MESSAGES).raw)
 
 
-def calls_a_tool() -> str:
-    llm = like(max_tokens=ANSWER_TOKENS, temperature=0, is_function_calling_model=True)
-    place = llm.as_structured_llm(Place).chat(MESSAGES).raw
-    assert isinstance(place, Place)
-    return str(place)
-
-
-def uses_openai_s_own_class() -> str:
-    """It knows the contexts of OpenAI's models alone, but asks any that it is not asked about."""
-    answer = OpenAI(api_base=BASE_URL, api_key=KEY, max_retries=0, model=MODELS[0], max_tokens=6).chat(MESSAGES)
-    assert answer.message.content
-    return str(answer.raw.model)
+def says_that_it_knows_no_tools() -> str:
+    llm = like(max_tokens=ANSWER_TOKENS, is_function_calling_model=True)
+    error = raised(openai.BadRequestError, lambda: llm.as_structured_llm(Place).chat(MESSAGES))
+    assert "tool" in error.message
+    return str(error.message)
 
 
 def says_what_it_does_not_know() -> str:
@@ -100,12 +92,11 @@ def says_that_it_is_too_much() -> str:
 
 check("chat", lambda: chats(MODELS[0]))
 check("chat, auto", lambda: chats("auto"))
-check("chat, OpenAI's class", uses_openai_s_own_class)
 check("stream", streams)
 check("completion", completes)
 check("completion, stream", streams_a_completion)
 check("structured output", structures)
-check("tool", calls_a_tool)
+check("tools", says_that_it_knows_no_tools)
 check("404", says_what_it_does_not_know)
 check("401", says_that_a_key_is_wrong)
 check("400", says_what_is_wrong)

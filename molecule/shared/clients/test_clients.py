@@ -38,7 +38,7 @@ class Client:
 
 
 ERRORS = frozenset({"401", "404", "400", "too long"})
-EVERYWHERE = ERRORS | {"chat", "chat, auto", "stream", "completion", "structured output", "tool"}
+EVERYWHERE = ERRORS | {"chat", "chat, auto", "stream", "completion", "structured output", "tools"}
 OPENAI = EVERYWHERE | {
     "models", "chat, no model", "stream without usage", "stream with the helper", "completion, stream", "embeddings"
 }  # fmt: skip
@@ -46,7 +46,7 @@ CLIENTS = {
     "openai-python": Client("openai_python.py", "clients", OPENAI | {"completion, auto"}),
     "openai-javascript": Client("openai_javascript.mjs", "clients-javascript", OPENAI | {"chat, model left out"}),
     "langchain": Client("langchain_python.py", "clients", EVERYWHERE | {"embeddings"}),
-    "llama-index": Client("llama_index_python.py", "clients-llama-index", EVERYWHERE | {"chat, OpenAI's class", "completion, stream"}),
+    "llama-index": Client("llama_index_python.py", "clients-llama-index", EVERYWHERE | {"completion, stream"}),
 }
 CASES = [name + way for way in ("", WITH_A_KEY) for name in CLIENTS]
 CHOSEN = os.environ.get("CITADEL_CLIENTS", ",".join(CASES)).split(",")

@@ -171,7 +171,7 @@ def test_a_models_page_has_all_its_figures(prometheus: Prometheus, plan: dict[st
 def test_the_overview_has_every_model_the_gateway_and_the_edge(prometheus: Prometheus, plan: dict[str, Any]) -> None:
     answer = prometheus.console("index.html")
     titles = re.findall(r"<h2>(?:<a [^>]*>)?([\w .-]+?)(?:</a>)? <span", answer.text)
-    assert titles == [*sorted(service["name"] for service in plan["services"]), "Gateway", "Edge", "Models and gateway together"]
+    assert titles == [*sorted(service["name"] for service in plan["services"]), "Gateway", "Edge", "All services"]
     assert_drawn(answer)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeGuard
@@ -26,9 +24,8 @@ _LENGTH_REFUSAL: Final = re.compile(
 )
 _COUNTED_PROMPT: Final = re.compile(r"contains (?:at least )?(\d+) input tokens|prompt \(length (\d+)\)|Input length \((\d+)\)")
 
-# What LiteLLM puts before the words of a model server; for a completion they are what OpenAI's library makes of the answer.
+# What LiteLLM puts before the words of a model server.
 _PREFIX: Final = re.compile(r"^(?:litellm\.\w+: )+[\w-]+Exception - ")
-_LIBRARY_S: Final = re.compile(r"Error code: \d+ - (\{'error': .*\})$", re.DOTALL)
 
 # LiteLLM quotes the answer of a model server behind "<Provider>Exception - ", and that answer can quote the prompt. It also quotes the
 # model that a client names, which can be anything.
@@ -43,7 +40,7 @@ _GATEWAY_TIMEOUT: Final = 504
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """An answer of the gateway's own, in OpenAI's shape."""
+    """An answer of the gateway's own, in OpenAI's shape. `quoted`: the message is a model's, and may hold what is nobody's business."""
 
     status: int
     kind: str
@@ -51,6 +48,7 @@ class Refusal:
     message: str
     param: str | None = None
     retry_after_seconds: int | None = None
+    quoted: bool = False
 
     def document(self) -> dict[str, str | None]:
         """Give what the client finds under `error`."""
@@ -75,21 +73,20 @@ def note_failure(
         course.too_long[model] = int(next(filter(None, counted.groups()))) if counted else None
     else:
         course.refused = status
-        course.words, course.param = _words_of_a_model(message), param
-
-
-def _words_of_a_model(message: str) -> str:
-    words = _PREFIX.sub("", message)
-    if quoted := _LIBRARY_S.fullmatch(words):
-        with contextlib.suppress(ValueError, SyntaxError, LookupError, TypeError):
-            return str(ast.literal_eval(quoted[1])["error"]["message"])
-    return words
+        course.words, course.param = _PREFIX.sub("", message), param
 
 
 def refusal_after(course: Course, rules: Rules) -> Refusal | None:
     """Say what the client is told after everybody who could be asked has failed; None where nobody was."""
     if course.refused is not None:
-        return Refusal(status=course.refused, kind="invalid_request_error", code="invalid_value", message=course.words, param=course.param)
+        return Refusal(
+            status=course.refused,
+            kind="invalid_request_error",
+            code="invalid_value",
+            message=course.words,
+            param=course.param,
+            quoted=True,
+        )
     if not course.asked:
         return None
     last = course.asked[-1]

@@ -44,7 +44,7 @@ from citadel_routing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 _CHAT_CALLS: Final = frozenset({"completion", "acompletion"})
 _TEXT_CALLS: Final = frozenset({"text_completion", "atext_completion"})
@@ -58,6 +58,9 @@ _WARM_UP_HEADER: Final = "x-citadel-warm-up"
 # LiteLLM keeps one metadata dictionary per request through every attempt; which of the two names it has depends on the route.
 _METADATA_NAMES: Final = ("metadata", "litellm_metadata")
 _COURSE: Final = "citadel_course"
+
+# LiteLLM's own word for it.
+_STRIP_USAGE: Final = "_litellm_strip_stream_usage"
 
 _NOT_ASKED: Final = "is not asked for this request"
 
@@ -86,9 +89,11 @@ class RefusalError(ProxyException, HTTPException):  # type: ignore[misc]  # Lite
         headers = {} if refusal.retry_after_seconds is None else {"Retry-After": str(refusal.retry_after_seconds)}
         if route is not None:
             headers["x-citadel-route"] = route
-        ProxyException.__init__(self, message=refusal.message, type=refusal.kind, param=refusal.param, code=refusal.status, headers=headers)
+        # LiteLLM logs it; the client gets the document.
+        message = "The model's own words are not logged." if refusal.quoted else refusal.message
+        ProxyException.__init__(self, message=message, type=refusal.kind, param=refusal.param, code=refusal.status, headers=headers)
         # ProxyException has called HTTPException with the message for a status.
-        self.status_code, self.detail = refusal.status, refusal.message
+        self.status_code, self.detail = refusal.status, message
         self._document = refusal.document()
 
     def to_dict(self) -> dict[str, Any]:
@@ -206,9 +211,11 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
             refusal = refusal_after(course, self._rules)
             if refusal is None:
                 return None
-            # Of a stream LiteLLM takes not what is returned here, but the words of the exception.
-            for name, value in {"message": refusal.message, "type": refusal.kind, "param": refusal.param}.items():
-                setattr(original_exception, name, value)
+            # Of a stream LiteLLM takes not what is returned here, but the words of the exception, and logs them: a model's own stay as they
+            # are.
+            if not refusal.quoted:
+                for name, value in {"message": refusal.message, "type": refusal.kind, "param": refusal.param}.items():
+                    setattr(original_exception, name, value)
             return RefusalError(refusal)
         # LiteLLM has decided about the key: whom it lets in has a role here.
         came_in = getattr(user_api_key_dict, "user_role", None) is not None
@@ -227,6 +234,15 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
             return None
         answered = {"x-citadel-model": course.asked[-1]} if response is not None and course.asked else {}
         return {"x-citadel-route": course.route, **answered}
+
+    async def async_post_call_streaming_iterator_hook(
+        self, user_api_key_dict: object, response: AsyncIterator[Any], request_data: Mapping[str, Any]
+    ) -> AsyncIterator[Any]:
+        """Give the pieces of a stream the form that OpenAI's have and that clients rely on."""
+        asked_for_usage = _asks_for_usage(request_data) and not request_data.get(_STRIP_USAGE)
+        async for piece in response:
+            if _has_openai_s_form(piece, asked_for_usage=asked_for_usage):
+                yield piece
 
     async def async_filter_listed_models(self, user_api_key_dict: object, model_names: Sequence[str]) -> Sequence[str]:
         """List what the key may use: config.yaml makes LiteLLM take the edge's header for the customer."""
@@ -282,6 +298,34 @@ def _note(course: Course, exception: Exception) -> None:
     )
 
 
+def _has_openai_s_form(piece: Any, *, asked_for_usage: bool) -> bool:  # noqa: ANN401  # LiteLLM's pieces of chats and of completions
+    """Mend a piece; False where nothing is left of it.
+
+    LiteLLM 1.106.2 sends the usage with a choice that says nothing, where OpenAI sends it with none; in a completion that choice, and the
+    one with the reason for the end, have no text at all, and the usage comes to those as well who have not asked for it.
+    """
+    choices = getattr(piece, "choices", None)
+    if not choices:
+        return True
+    says_something = False
+    for choice in choices:
+        delta = getattr(choice, "delta", None)
+        if delta is None and hasattr(choice, "text"):
+            choice.text = choice.text or ""
+            piece.usage = piece.usage if asked_for_usage else None
+        said = choice.text if delta is None else (delta.content, delta.tool_calls, delta.role, getattr(delta, "reasoning_content", None))
+        says_something = says_something or bool(choice.finish_reason) or (any(said) if isinstance(said, tuple) else bool(said))
+    if not says_something and getattr(piece, "usage", None) is not None:
+        piece.choices = []
+        return True
+    return says_something or getattr(choices[0], "delta", None) is not None
+
+
+def _asks_for_usage(body: Mapping[str, Any]) -> bool:
+    options = body.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
 def _ask_for_stream_usage(data: dict[str, Any]) -> None:
     """Have the model count the tokens of a stream, as LiteLLM does by itself for a request that names its model.
 
@@ -289,10 +333,10 @@ def _ask_for_stream_usage(data: dict[str, Any]) -> None:
     only when it asked for it.
     """
     options = data.get("stream_options")
-    if data.get("stream") is not True or (isinstance(options, dict) and options.get("include_usage") is True):
+    if data.get("stream") is not True or _asks_for_usage(data):
         return
     data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-    data["_litellm_strip_stream_usage"] = True
+    data[_STRIP_USAGE] = True
 
 
 for _name in _LITELLM_LOGGERS:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from citadel_answers import Refusal
+from citadel_routing import leaves_choice_open
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -205,9 +206,13 @@ def read(path: str, content_type: str, payload: bytes) -> bytes | Refusal:
         return body
     if refusal := _refusal_of_parameters(body, _PARAMETERS[path]):
         return refusal
-    if LEFT_OUT.keys().isdisjoint(body):
+    left_out = LEFT_OUT.keys() & body.keys()
+    if "model" in body and leaves_choice_open(body["model"]):
+        # LiteLLM would call the model that answers by what the client has called it.
+        left_out.add("model")
+    if not left_out:
         return payload
-    return json.dumps({name: value for name, value in body.items() if name not in LEFT_OUT}).encode()
+    return json.dumps({name: value for name, value in body.items() if name not in left_out}).encode()
 
 
 def _parse(content_type: str, payload: bytes) -> dict[str, Any] | Refusal:
