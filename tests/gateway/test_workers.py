@@ -68,6 +68,7 @@ def test_workers_count_together_and_drain_together(gateway: Gateway, backend: Ba
             http.client.HTTPConnection("127.0.0.1", gateway.port).connect()
         late.request("POST", CHAT, json.dumps(REQUEST), {"Content-Type": "application/json", "Authorization": f"Bearer {MASTER_KEY}"})
         assert late.getresponse().status == 200, "it was connected before the stop"
+        late.close()
         backend.gate.set()
         for stream in streams:
             assert "".join(event["choices"][0]["delta"].get("content") or "" for event in stream.result().events()) == ANSWER
