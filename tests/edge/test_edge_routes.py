@@ -531,6 +531,7 @@ def test_the_log_has_neither_keys_nor_prompts_nor_queries(edge: Edge) -> None:
         headers={"Authorization": "Bearer sk-a-clients"},
         source=STRANGER,
     )
+    ask(edge.gateway_port, "/" + "very/" * 1000, source=STRANGER)
     ask(edge.gateway_port, '/a"quote\\and%0acode', source=STRANGER)
 
     def lines() -> list[dict[str, object]]:

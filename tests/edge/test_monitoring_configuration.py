@@ -150,7 +150,7 @@ def test_the_exporter_is_told_of_what_the_edge_serves_tls_with(tls: str, certifi
     keys = [f"{folder}/{name}" for name in (["server.pem", "ca.key"] if certificates else [])]
     assert told == {
         "--certificate": [f"{folder}/{name}" for name in certificates],
-        "--key": ["/opt/citadel/secrets/gateway.key", *keys],
+        "--key": ["/opt/citadel/secrets/gateway.key", "/opt/citadel/secrets/node.key", *keys],
     }
 
 

@@ -146,6 +146,8 @@ class Gateway:
         """Send one request on a connection of its own; `body` is sent as JSON, or as it is where it is bytes."""
         sent = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key is not None else {}) | dict(headers or {})
         payload = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        # Its supervisor waits until somebody has heard what it says, and holds no more than ten signs of life back.
+        self.supervised.read()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body=payload, headers=sent)

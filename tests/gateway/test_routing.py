@@ -147,7 +147,9 @@ def test_after_another_refusal_nobody_is_asked(tmp_path: Path) -> None:
     run, of = course(tmp_path, CASES["short"])
     fail(run, PHI, 400, "temperature must be non-negative")
     assert may_ask(run, of) == set()
-    assert refusal_after(run, of) is None, "the model's own words"
+    refusal = refusal_after(run, of)
+    assert refusal is not None
+    assert (refusal.status, refusal.message) == (400, "temperature must be non-negative"), "the model's own words"
 
 
 def test_a_named_model_refuses_for_length_unless_a_longer_one_is_allowed(tmp_path: Path) -> None:

@@ -37,15 +37,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown model in a rule": (rule(models=["gpt-4"]), "names gpt-4, which no host of llm_servers serves"),
     "an unknown longer model": ({"gateway_longer_models": {"phi-3-mini": ["gpt-4"]}}, "names gpt-4, which no host of llm_servers serves"),
-<<<<<<< HEAD
-    "no count of requests": ({"gateway_metrics": ["litellm_output_tokens_metric"]}, "gateway_metrics lacks litellm_proxy_total_requests_metric"),
-=======
+    "no count of requests": (
+        {"gateway_metrics": ["litellm_output_tokens_metric"]}, "gateway_metrics lacks litellm_proxy_total_requests_metric",
+    ),
     "a model twice": ({"gateway_upstreams": [*map(upstream, MODELS), upstream("hermes-2")]}, "must have each model once"),
     "a model past the edge": (
         {"gateway_upstreams": [upstream(name) | {"api_base": "http://192.168.10.30:11403/v1"} for name in MODELS]},
         "the gateway is let out to nobody else",
     ),
->>>>>>> main
     "no reserve": ({"gateway_answer_reserve_tokens": 0}, "gateway_answer_reserve_tokens is 0"),
 }  # fmt: skip
 GOOD: dict[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.errors import AnsibleError
 from promql import selectors
 
 from citadel_exporter import FAMILIES
@@ -305,6 +307,14 @@ def test_a_dashboard_is_whole(boards: dict[str, str], name: str) -> None:
     assert offered["datasource"]["type"] == "datasource"
     asked = set(re.findall(r"\$(\w+)", "".join(expressions(boards[f"{name}.json"]))))
     assert asked <= set(offered)
+
+
+def test_a_controller_without_the_library_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delitem(sys.modules, "citadel_pictures.dashboards")
+    monkeypatch.setitem(sys.modules, "grafana_foundation_sdk.builders", None)
+    (tmp_path / "x.j2").write_text("{{ percents | citadel_dashboards }}", encoding="utf-8")
+    with pytest.raises(AnsibleError, match=r"no module grafana_foundation_sdk.*run ansible-playbook from \.venv"):
+        render(tmp_path / "x.j2", {"percents": PERCENTS})
 
 
 def test_lines_lie_where_the_inventory_says(boards: dict[str, str]) -> None:

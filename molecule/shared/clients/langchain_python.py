@@ -39,12 +39,17 @@ def completes() -> str:
     return text
 
 
-def structures(method: str) -> str:
-    structured = chat(max_tokens=ANSWER_TOKENS, temperature=0).with_structured_output(PLACE, method=method)
-    answer = structured.invoke(HELLO)
+def structures() -> str:
+    answer = chat(max_tokens=ANSWER_TOKENS, temperature=0).with_structured_output(PLACE, method="json_schema").invoke(HELLO)
     assert isinstance(answer, dict)
     assert answer.keys() == SCHEMA["properties"].keys()  # type: ignore[attr-defined]
     return json.dumps(answer)
+
+
+def says_that_it_knows_no_tools() -> str:
+    error = raised(openai.BadRequestError, lambda: chat().bind_tools([PLACE]).invoke(HELLO))
+    assert "tool" in error.message
+    return str(error.message)
 
 
 def says_what_it_does_not_know() -> str:
@@ -82,8 +87,8 @@ check("chat", lambda: chats(MODELS[0]))
 check("chat, auto", lambda: chats("auto"))
 check("stream", streams)
 check("completion", completes)
-check("structured output", lambda: structures("json_schema"))
-check("tool", lambda: structures("function_calling"))
+check("structured output", structures)
+check("tools", says_that_it_knows_no_tools)
 check("404", says_what_it_does_not_know)
 check("401", says_that_a_key_is_wrong)
 check("400", says_what_is_wrong)

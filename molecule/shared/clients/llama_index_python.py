@@ -58,11 +58,11 @@ def structures() -> str:
     return str(structured.chat(MESSAGES).raw)
 
 
-def calls_a_tool() -> str:
-    llm = like(max_tokens=ANSWER_TOKENS, temperature=0, is_function_calling_model=True)
-    place = llm.as_structured_llm(Place).chat(MESSAGES).raw
-    assert isinstance(place, Place)
-    return str(place)
+def says_that_it_knows_no_tools() -> str:
+    llm = like(max_tokens=ANSWER_TOKENS, is_function_calling_model=True)
+    error = raised(openai.BadRequestError, lambda: llm.as_structured_llm(Place).chat(MESSAGES))
+    assert "tool" in error.message
+    return str(error.message)
 
 
 def says_what_it_does_not_know() -> str:
@@ -96,7 +96,7 @@ check("stream", streams)
 check("completion", completes)
 check("completion, stream", streams_a_completion)
 check("structured output", structures)
-check("tool", calls_a_tool)
+check("tools", says_that_it_knows_no_tools)
 check("404", says_what_it_does_not_know)
 check("401", says_that_a_key_is_wrong)
 check("400", says_what_is_wrong)

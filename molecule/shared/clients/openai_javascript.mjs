@@ -107,14 +107,11 @@ await check("structured output", async () => {
   assert.equal(typeof JSON.parse(answer.choices[0].message.content).warm, "boolean");
   return answer.choices[0].message.content;
 });
-await check("tool", async () => {
+await check("tools", async () => {
   const tools = [{ type: "function", function: { name: "weather", parameters } }];
-  const choice = { type: "function", function: { name: "weather" } };
-  const answer = await chat({ max_tokens: answerTokens, temperature: 0, tools, tool_choice: choice });
-  const [call] = answer.choices[0].message.tool_calls;
-  assert.equal(call.function.name, "weather");
-  assert.equal(typeof JSON.parse(call.function.arguments).warm, "boolean");
-  return call.function.arguments;
+  const error = await raised(OpenAI.BadRequestError, () => chat({ tools }));
+  assert.match(error.message, /tool/);
+  return error.message;
 });
 await check("404", async () => {
   const error = await raised(OpenAI.NotFoundError, () => chat({ model: "gpt-4o" }));

@@ -6,6 +6,7 @@ import json
 
 from checks import ANSWER_TOKENS, BASE_URL, FORMAT, HELLO, KEY, LIMITED_KEY, MODELS, SCHEMA, TOO_LONG, TOOL, WRONG_KEY, check, raised
 from openai import AuthenticationError, BadRequestError, NotFoundError, OpenAI, RateLimitError
+from pydantic import BaseModel, Field
 
 client = OpenAI(base_url=BASE_URL, api_key=KEY, max_retries=0)
 
@@ -44,14 +45,22 @@ def streams_a_chat_without_usage() -> str:
     return f"{len(pieces)} pieces"
 
 
+class Place(BaseModel):
+    """A city and whether it is warm."""
+
+    city: str = Field(max_length=8)
+    warm: bool
+
+
 def streams_with_the_helper() -> str:
-    with client.chat.completions.stream(model=MODELS[0], messages=HELLO, max_tokens=6, stream_options={"include_usage": True}) as stream:
+    options = {"model": MODELS[0], "max_tokens": ANSWER_TOKENS, "temperature": 0, "stream_options": {"include_usage": True}}
+    with client.chat.completions.stream(messages=HELLO, response_format=Place, **options) as stream:  # type: ignore[arg-type]
         for _ in stream:
             pass
         answer = stream.get_final_completion()
-    assert answer.choices[0].message.content
+    assert isinstance(answer.choices[0].message.parsed, Place)
     assert answer.usage is not None
-    return f"usage {answer.usage.completion_tokens}"
+    return f"{answer.choices[0].message.parsed}, usage {answer.usage.completion_tokens}"
 
 
 def completes(model: str) -> str:
@@ -83,16 +92,10 @@ def structures() -> str:
     return text
 
 
-def calls_a_tool() -> str:
-    answer = client.chat.completions.create(
-        model=MODELS[0], messages=HELLO, max_tokens=ANSWER_TOKENS, tools=[TOOL], temperature=0,
-        tool_choice={"type": "function", "function": {"name": "weather"}},
-    )  # fmt: skip
-    (call,) = answer.choices[0].message.tool_calls or []
-    assert call.type == "function"
-    assert call.function.name == "weather"
-    assert matches(json.loads(call.function.arguments)), call.function.arguments
-    return call.function.arguments
+def says_that_it_knows_no_tools() -> str:
+    error = raised(BadRequestError, lambda: client.chat.completions.create(model=MODELS[0], messages=HELLO, tools=[TOOL]))
+    assert "tool" in error.message
+    return str(error.message)
 
 
 def says_what_it_does_not_know() -> str:
@@ -148,7 +151,7 @@ check("completion", lambda: completes(MODELS[0]))
 check("completion, auto", lambda: completes("auto"))
 check("completion, stream", streams_a_completion)
 check("structured output", structures)
-check("tool", calls_a_tool)
+check("tools", says_that_it_knows_no_tools)
 check("404", says_what_it_does_not_know)
 check("401", says_that_a_key_is_wrong)
 check("400", says_what_is_wrong)

@@ -38,7 +38,7 @@ class Client:
 
 
 ERRORS = frozenset({"401", "404", "400", "too long"})
-EVERYWHERE = ERRORS | {"chat", "chat, auto", "stream", "completion", "structured output", "tool"}
+EVERYWHERE = ERRORS | {"chat", "chat, auto", "stream", "completion", "structured output", "tools"}
 OPENAI = EVERYWHERE | {
     "models", "chat, no model", "stream without usage", "stream with the helper", "completion, stream", "embeddings"
 }  # fmt: skip

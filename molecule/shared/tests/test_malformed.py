@@ -76,7 +76,7 @@ CASES = {
     "GET": Case(body=b"", method="GET"),
     "PUT": Case(method="PUT"),
     "DELETE": Case(body=b"", method="DELETE"),
-    "in pieces": Case(body=b"zzz\r\n", headers={"Transfer-Encoding": "chunked"}),
+    "in pieces": Case(body=b"2\r\n{}\r\n0\r\n\r\n", headers={"Transfer-Encoding": "chunked"}),
     "expected and broken": Case(body=b"{", headers={"Expect": "100-continue"}),
     "an unknown model": Case({"model": "gpt-4o"}),
     "a model that is a number": Case({"model": 5}),

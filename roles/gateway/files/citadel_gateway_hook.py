@@ -52,6 +52,9 @@ _TEXT_CALLS: Final = frozenset({"text_completion", "atext_completion"})
 # The edge says with it which models a key may use, and lets no client send it.
 _MODELS_HEADER: Final = "x-citadel-models"
 
+# With it a worker asks itself before it serves (`citadel_gateway_app`) and says where it answers itself. The edge lets no client send it.
+_WARM_UP_HEADER: Final = "x-citadel-warm-up"
+
 # LiteLLM keeps one metadata dictionary per request through every attempt; which of the two names it has depends on the route.
 _METADATA_NAMES: Final = ("metadata", "litellm_metadata")
 _COURSE: Final = "citadel_course"
@@ -145,7 +148,9 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
             return data
         chat = call_type in _CHAT_CALLS
         demand = read_demand(data, chat=chat, longest_token_characters=self._rules.longest_token_characters)
-        decision = decide(self._rules, demand, named=None if automatic else named, state=self._edge.state(), permitted=permitted)
+        # A worker that warms up asks no model, so it does not matter how they are.
+        state = {} if _WARM_UP_HEADER in headers else self._edge.state()
+        decision = decide(self._rules, demand, named=None if automatic else named, state=state, permitted=permitted)
         if not isinstance(decision, NoSuchModel):
             _DECISIONS.labels(decision.route, decision.model).inc()
         if not isinstance(decision, Decision):
@@ -156,6 +161,7 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
         course = Course(decision=decision, demand=demand, permitted=permitted)
         for metadata in _metadata(data):
             metadata[_COURSE] = course
+            metadata[_WARM_UP_HEADER] = headers.get(_WARM_UP_HEADER)
         if decision.model != named:
             _ask_for_stream_usage(data)
         return data
@@ -175,6 +181,13 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
                 raise RequestRefused(f"{model} {_NOT_ASKED}.")
             course.asked.append(model)
         return healthy_deployments
+
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: object) -> dict[str, Any]:
+        """Send a worker that warms up to itself instead of to the model."""
+        for metadata in _metadata(kwargs):
+            if (port := metadata.get(_WARM_UP_HEADER)) is not None:
+                kwargs["api_base"] = f"http://127.0.0.1:{int(port)}/v1"
+        return kwargs
 
     async def async_post_call_failure_deployment_hook(
         self, request_data: Mapping[str, Any], exception: Exception, call_type: object, fallback_depth: int | None = None

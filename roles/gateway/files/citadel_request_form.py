@@ -261,10 +261,10 @@ def _fault(error: ValueError | RecursionError) -> str:
 
 
 class FormCheck:
-    """ASGI middleware: answers what has no form that a model reads, and hands everything else on as it came."""
+    """ASGI middleware: answers what has no form that a model reads, and tells `refused`; hands everything else on as it came."""
 
-    def __init__(self, app: Application) -> None:
-        self._app = app
+    def __init__(self, app: Application, refused: Callable[[Refusal], None]) -> None:
+        self._app, self._refused = app, refused
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Look at the body of a POST to a model, then let the application read it again."""
@@ -284,6 +284,7 @@ class FormCheck:
         if isinstance(body, bytes):
             await self._app(scope, _receiving(body, receive), send)
             return
+        self._refused(body)
         document = json.dumps({"error": body.document()}).encode()
         headers = [(b"content-type", _JSON.encode()), (b"content-length", str(len(document)).encode())]
         await send({"type": "http.response.start", "status": body.status, "headers": headers})
