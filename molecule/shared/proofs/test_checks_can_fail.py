@@ -106,7 +106,7 @@ BREAKAGES = [
     ),
     Breakage(
         "the edge logs what a client puts behind the path",
-        f"cp -a {EDGE} /run/lab-edge && sed -i 's/%\\[var(txn.path),json(utf8s)\\]/%HU/' {EDGE} && systemctl reload haproxy",
+        f"cp -a {EDGE} /run/lab-edge && sed -i 's/%\\[var(txn.path),bytes(0,256),json(utf8s)\\]/%HU/' {EDGE} && systemctl reload haproxy",
         MEND_EDGE,
         ("test_nothing_that_a_client_sends_is_logged",),
     ),

@@ -21,7 +21,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 WITHIN_SECONDS = 0.1
 ATTEMPTS = 3
 """A moment in which the host has other work may pass over one; what is slow is slow three times."""
-INSIDE = re.compile(r"Traceback|File \"|/opt/|/usr/|site-packages|127\.0\.0\.1|litellm", re.IGNORECASE)
+INSIDE = re.compile(r"Traceback|File \"|/opt/|/usr/|site-packages|127\.0\.0\.1")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ LABELS = {
 LINES = {"memory_near_limit": 95.0, "memory_off_prediction": 110.0, "errors_allowed": 99.5, "slow_allowed": 95.0}
 RECORDED_SECONDS = 240
 """Two scrapes after the traffic, and an evaluation of the slowest group."""
+TWO_SCRAPES_SECONDS = 60
 
 
 def set_servers(server: Host, models: Iterable[str], state: str) -> None:
@@ -196,17 +197,21 @@ def test_the_specifications_key_metrics_have_an_answer(prometheus: Prometheus, p
     assert len({what.partition(":")[0] for what, _ in key_metrics()}) == 6
     models = {service["name"] for service in plan["services"]}
     on_a_host_that_is_well = {"model:generating:max": {1.0}, "model:breaker_open:max": {0.0}}
-    lacking = {}
-    for what, query in key_metrics():
-        found = prometheus.query(query)
-        level = re.findall(r"\b(model|service):|$", query)[0]
-        named = {series["metric"].get(level) for series in found}
-        expected = {"model": models, "service": models | {plan["gateway"]["name"]}}.get(level, {None})
-        values = {float(series["value"][1]) for series in found}
-        there = named == expected and all(map(math.isfinite, values)) and values == on_a_host_that_is_well.get(query, values)
-        if not there or {series["metric"].get("host") for series in found} != {HOST}:
-            lacking[what] = found
-    assert lacking == {}
+
+    def lacking() -> dict[str, Any]:
+        without = {}
+        for what, query in key_metrics():
+            found = prometheus.query(query)
+            level = re.findall(r"\b(model|service):|$", query)[0]
+            named = {series["metric"].get(level) for series in found}
+            expected = {"model": models, "service": models | {plan["gateway"]["name"]}}.get(level, {None})
+            values = {float(series["value"][1]) for series in found}
+            there = named == expected and all(map(math.isfinite, values)) and values == on_a_host_that_is_well.get(query, values)
+            if not there or {series["metric"].get("host") for series in found} != {HOST}:
+                without[what] = found
+        return without
+
+    assert until(lambda: lacking() == {}, TWO_SCRAPES_SECONDS) is not None, lacking()
 
 
 def test_alertmanager_takes_alerts_and_listens_on_loopback_alone(server: Host, prometheus: Prometheus) -> None:
