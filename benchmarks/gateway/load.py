@@ -55,21 +55,11 @@ class Client(asyncio.Protocol):
     """One connection."""
 
     def __init__(self) -> None:
-        self._lost = True
-
-    async def open(self, target: Target) -> None:
-        """Connect where that is needed."""
-        if self._lost or target.fresh:
-            self.close()
-            loop = asyncio.get_running_loop()
-            self._buffer, self._lost = b"", False
-            await loop.create_connection(lambda: self, target.address, target.port, local_addr=(target.source, 0))
+        self.lost = False
 
     def close(self) -> None:
         """Hang up."""
-        if not self._lost:
-            self._lost = True
-            self._transport.abort()
+        self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection."""
@@ -77,7 +67,7 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         """End what was waited for."""
-        self._lost = True
+        self.lost = True
         self._finish()
 
     async def send(self, request: bytes) -> tuple[bytes, float, float]:
@@ -117,17 +107,26 @@ async def _run(target: Target, *, connections: int, seconds: float, requests: in
     left = requests
     began = time.perf_counter()
 
+    async def connect() -> Client:
+        _, client = await asyncio.get_running_loop().create_connection(Client, target.address, target.port, local_addr=(target.source, 0))
+        return client
+
     async def keep_asking() -> None:
         nonlocal left
-        client = Client()
+        client = None
         while left > 0 and time.perf_counter() - began < seconds:
             left -= 1
+            if client is not None and (client.lost or target.fresh):
+                client.close()
+                client = None
             try:
                 async with asyncio.timeout(READ_SECONDS):
-                    await client.open(target)
+                    client = client or await connect()
                     status, first, whole = await client.send(request)
             except (OSError, TimeoutError) as error:
-                client.close()
+                if client is not None:
+                    client.close()
+                    client = None
                 outcome.failures.append(repr(error))
                 continue
             if status == b"HTTP/1.1 200 OK":
@@ -135,7 +134,8 @@ async def _run(target: Target, *, connections: int, seconds: float, requests: in
                 outcome.whole.append(whole)
             else:
                 outcome.failures.append(status.decode(errors="replace"))
-        client.close()
+        if client is not None:
+            client.close()
 
     await asyncio.gather(*(keep_asking() for _ in range(connections)))
     outcome.seconds = time.perf_counter() - began
