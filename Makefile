@@ -20,8 +20,8 @@ $(SETUP): requirements/development.txt
 demo: setup ## the whole platform on a lab host on this machine, and its answers
 	@lab/demo
 
-destroy: ## remove every lab host and all that belongs to it
-	@if [ "$$(id -u)" = 0 ]; then lab/host.py destroy; else sudo lab/host.py destroy; fi
+destroy: ## remove every lab host and all that belongs to it, or those of OWNER=demo of this checkout
+	@$(if $(filter-out 0,$(shell id -u)),sudo) lab/host.py destroy $(if $(OWNER),--owner $(OWNER))
 
 lint: setup ## ansible-lint (production), yamllint, ruff, mypy --strict, shellcheck-free shell syntax
 	@tests/lint

@@ -489,13 +489,18 @@ def kill_leftovers(guest: Guest) -> None:
         time.sleep(0.1)
 
 
+def identity(owner: str) -> dict[str, str]:
+    """Who uses a lab host: what for, and from which checkout."""
+    return {"owner": owner, "checkout": str(CHECKOUT)}
+
+
 def create(arguments: argparse.Namespace) -> None:
     require_root("create")
     cache = cache_folder()
     guest = Guest(name=arguments.name, address=GUESTS[arguments.name], cache=cache)
     with lock(cache / "lab"):
         refuse_routed_subnet()
-        owner = {"owner": arguments.owner, "checkout": str(CHECKOUT)}
+        owner = identity(arguments.owner)
         if guest.complete.exists() and (found := json.loads(guest.complete.read_text())) != owner and guest.running() is not None:
             raise LabError(
                 f"the lab host {guest.name} is in use: '{found['owner']}' of {found['checkout']}. Free the way with: make -C {found['checkout']} destroy"
@@ -539,7 +544,9 @@ def destroy(arguments: argparse.Namespace) -> None:
     cache = cache_folder()
     with lock(cache / "lab"):
         for guest in all_guests(cache):
-            if arguments.name in {None, guest.name}:
+            # One that is not complete was left by a killed creation: the lock is held while another is made.
+            others = arguments.owner and guest.complete.exists() and json.loads(guest.complete.read_text()) != identity(arguments.owner)
+            if arguments.name in {None, guest.name} and not others:
                 shut_down(guest)
                 if guest.folder.exists():
                     shutil.rmtree(guest.folder)
@@ -547,7 +554,9 @@ def destroy(arguments: argparse.Namespace) -> None:
             network_down(cache)
             for name in ("id_ed25519", "id_ed25519.pub", "known_hosts", "ssh_config"):
                 (cache / "lab" / name).unlink(missing_ok=True)
-    say("nothing of the lab is left but its cache: " + str(cache))
+            say("nothing of the lab is left but its cache: " + str(cache))
+        else:
+            say("left: " + ", ".join(guest.name for guest in all_guests(cache) if guest.folder.exists()))
 
 
 def status(_arguments: argparse.Namespace) -> None:
@@ -583,6 +592,7 @@ def main() -> NoReturn:
     command.set_defaults(function=check)
     command = commands.add_parser("destroy", help="remove lab hosts, and the network after the last one")
     command.add_argument("name", nargs="?", choices=GUESTS)
+    command.add_argument("--owner", help="leave lab hosts that another owner, or another checkout, has made")
     command.set_defaults(function=destroy)
     command = commands.add_parser("status", help="one line per lab host")
     command.set_defaults(function=status)
