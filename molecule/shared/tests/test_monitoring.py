@@ -92,7 +92,9 @@ def prometheus(server: Host, plan: dict[str, Any]) -> Prometheus:
 
     def is_recorded() -> bool:
         models = {series["metric"]["model"] for series in found.query("count by (model) (model:slow:ratio_rate3d)")}
-        return models == wanted
+        # Rates are there after two scrapes, and of the gateway only after the traffic.
+        rates = ("edge:requests_denied:rate5m", "gateway:errors:rate5m", "gateway:errors:ratio_rate1h")
+        return models == wanted and all(found.query(name) for name in rates)
 
     assert until(is_recorded, RECORDED_SECONDS) is not None, f"not all is recorded of {wanted}"
     return found
