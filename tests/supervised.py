@@ -25,6 +25,9 @@ from rendering import PROJECT
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+PATIENCE_SECONDS = 30.0
+"""How long a test waits for what comes at once on a machine that is well; one that is stopped for seconds is no failure."""
+
 SUPERVISOR = PROJECT / "roles" / "service_framework" / "files" / "citadel_supervise.py"
 
 _numbers = itertools.count()
@@ -88,7 +91,7 @@ class Supervised:
                 self.messages.append((self.seconds, self._socket.recv(4096).decode()))
         return [message for _, message in self.messages]
 
-    def until(self, condition: Callable[[], object], *, seconds: float, what: str) -> float:
+    def until(self, condition: Callable[[], object], *, seconds: float = PATIENCE_SECONDS, what: str) -> float:
         """Wait until `condition` holds; the seconds that it took. Fails, saying `what` did not happen and what was said instead."""
         start = time.monotonic()
         while not condition():
@@ -98,7 +101,7 @@ class Supervised:
             self.read()
         return time.monotonic() - start
 
-    def until_ready(self, *, seconds: float) -> float:
+    def until_ready(self, *, seconds: float = PATIENCE_SECONDS) -> float:
         """Wait for READY=1; fails when it ends before."""
 
         def ready_or_ended() -> bool:
@@ -108,7 +111,7 @@ class Supervised:
         assert self.ready, f"it ended with {self.process.returncode}: {self.status}\n{self.written()[-4000:]}"
         return took
 
-    def until_ended(self, *, seconds: float) -> int:
+    def until_ended(self, *, seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for its end; its exit status."""
         self.until(lambda: self.process.poll() is not None, seconds=seconds, what="it ends")
         self.read()

@@ -22,10 +22,14 @@ from ansible.parsing.dataloader import DataLoader
 
 from edge.backends import LOOPBACK, Backend
 from rendering import PROJECT, render, role_defaults
+from supervised import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+# "At once" on a machine that may be stopped for a moment: a request that is not refused waits a minute for its place.
+AT_ONCE_SECONDS = 5.0
 
 TEMPLATES = PROJECT / "roles" / "edge" / "templates"
 MODELS = ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini")
@@ -53,7 +57,7 @@ def tool(name: str) -> str:
     return path
 
 
-def until(condition: Callable[[], bool], *, seconds: float, what: str) -> float:
+def until(condition: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS, what: str) -> float:
     """Wait until `condition` holds and return the seconds that it took. Fails, saying `what` did not happen, after `seconds`."""
     start = time.monotonic()
     while not condition():
@@ -222,7 +226,7 @@ class Edge:
         for backend in (*self.models.values(), self.gateway, self.prometheus):
             backend.start()
         self.start_haproxy()
-        until(lambda: self.health(source).status == 200, seconds=10, what="the edge finds everything healthy")
+        until(lambda: self.health(source).status == 200, what="the edge finds everything healthy")
 
     def start_haproxy(self) -> None:
         """Start HAProxy as the unit does, a master with a worker; returns when it answers."""
@@ -233,7 +237,7 @@ class Edge:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        until(self._answers, seconds=10, what=f"HAProxy answers; its log says: {self.log()}")
+        until(self._answers, what=f"HAProxy answers; its log says: {self.log()}")
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -248,7 +252,7 @@ class Edge:
         assert self.process is not None
         workers = self.log().count("Loading success")
         self.process.send_signal(signal.SIGUSR2)
-        until(lambda: self.log().count("Loading success") > workers, seconds=10, what="HAProxy has reloaded")
+        until(lambda: self.log().count("Loading success") > workers, what="HAProxy has reloaded")
 
     def stop(self) -> None:
         """End HAProxy, by the pid of its master, and every service."""

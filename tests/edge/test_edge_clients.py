@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edge.haproxy import CLIENT_KEYS, KEY, MODELS, MONITOR, STRANGER, TRUSTED, Answer, Edge, ask, bearer, make_edge, until
+from edge.haproxy import AT_ONCE_SECONDS, CLIENT_KEYS, KEY, MODELS, MONITOR, STRANGER, TRUSTED, Answer, Edge, ask, bearer, make_edge, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -192,20 +192,20 @@ def test_a_client_has_so_many_places_and_each_is_free_when_its_request_ends(edge
     try:
         with ThreadPoolExecutor(4) as pool:
             running = [pool.submit(generate, edge, bearer("greedy")) for _ in range(2)]
-            until(lambda: len(edge.gateway.waiting) == 2, seconds=5, what="both requests have arrived")
+            until(lambda: len(edge.gateway.waiting) == 2, what="both requests have arrived")
             start = time.monotonic()
             answer = generate(edge, bearer("greedy"))
-            assert time.monotonic() - start < 0.5, "at once"
+            assert time.monotonic() - start < AT_ONCE_SECONDS
             assert (answer.status, answer.error["code"]) == (429, "rate_limit_exceeded")
             assert answer.error["message"] == "2 requests at a time are allowed."
             assert int(answer.headers["retry-after"]) > 0
             others = pool.submit(generate, edge, bearer("web-shop"))
-            until(lambda: len(edge.gateway.waiting) == 3, seconds=5, what="another client's request has arrived")
+            until(lambda: len(edge.gateway.waiting) == 3, what="another client's request has arrived")
             edge.gateway.generation_gate.set()
             assert [future.result(10).status for future in (*running, others)] == [200] * 3
     finally:
         edge.gateway.generation_gate.set()
-    until(lambda: generate(edge, bearer("greedy")).status == 200, seconds=5, what="a place is free again")
+    until(lambda: generate(edge, bearer("greedy")).status == 200, what="a place is free again")
 
 
 def test_the_log_names_the_client_and_never_its_key(edge: Edge) -> None:
@@ -216,7 +216,7 @@ def test_the_log_names_the_client_and_never_its_key(edge: Edge) -> None:
         lines = [json.loads(line.removeprefix("<6>")) for line in edge.log().splitlines() if line.startswith("<6>{")]
         return {line["client"]: line["client_name"] for line in lines if line["path"] == "/v1/completions" and line["status"] == 200}
 
-    until(lambda: "127.0.20.20" in names(), seconds=5, what="both are logged")
+    until(lambda: "127.0.20.20" in names(), what="both are logged")
     assert (names()[STRANGER], names()["127.0.20.20"]) == ("web-shop", "-")
     for key in CLIENT_KEYS.values():
         assert key not in edge.log()

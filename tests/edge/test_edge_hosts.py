@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from edge.haproxy import CLIENT_KEYS, LOOPBACK, MODELS, MONITOR, SERVER, STRANGER, TRUSTED, Answer, Edge, ask, bearer, make_edge, until
+from edge.haproxy import (
+    AT_ONCE_SECONDS,
+    CLIENT_KEYS,
+    LOOPBACK,
+    MODELS,
+    MONITOR,
+    SERVER,
+    STRANGER,
+    TRUSTED,
+    Answer,
+    Edge,
+    ask,
+    bearer,
+    make_edge,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,8 +80,8 @@ class Hosts:
             backend.start()
         self.other.start_haproxy()
         self.gateway.start_haproxy()
-        until(lambda: self.gateway.health().status == 200, seconds=10, what="everything is healthy")
-        until(lambda: self.places() == 3, seconds=10, what="both instances are there")
+        until(lambda: self.gateway.health().status == 200, what="everything is healthy")
+        until(lambda: self.places() == 3, what="both instances are there")
 
     def ask(self, body: bytes = CHAT, *, model: str = MODEL, timeout: float = 20) -> Answer:
         """Send a request as the gateway sends it to a model."""
@@ -107,7 +122,7 @@ def _well_again(hosts: Hosts) -> Iterator[None]:
         instance.generation_gate.set()
         instance.health_status = instance.generation_status = 200
         instance.start_again()
-    until(lambda: hosts.places() == 3, seconds=20, what="both instances are there again")
+    until(lambda: hosts.places() == 3, what="both instances are there again")
 
 
 def test_an_idle_pair_takes_turns(hosts: Hosts) -> None:
@@ -121,11 +136,11 @@ def test_a_busy_pair_shares_by_its_places_and_who_waits_gets_the_first_that_is_f
     there.generation_gate.clear()
     with ThreadPoolExecutor(max_workers=4) as pool:
         requests = [pool.submit(hosts.ask) for _ in range(4)]
-        until(lambda: (len(here.waiting), len(there.waiting)) == (2, 1), seconds=5, what="two here and one there")
-        until(lambda: hosts.state()["queued"] == 1, seconds=5, what="the fourth waits at the gateway")
+        until(lambda: (len(here.waiting), len(there.waiting)) == (2, 1), what="two here and one there")
+        until(lambda: hosts.state()["queued"] == 1, what="the fourth waits at the gateway")
         assert hosts.state() == {"breaker": "closed", "failures": 0, "running": 3, "queued": 1, "places": 3}
         there.generation_gate.set()
-        until(lambda: hosts.generations() == [2, 2], seconds=5, what="the fourth is taken there")
+        until(lambda: hosts.generations() == [2, 2], what="the fourth is taken there")
         here.generation_gate.set()
         assert [request.result(10).status for request in requests] == [200] * 4
 
@@ -143,18 +158,18 @@ def test_an_instance_that_dies_costs_no_request_and_is_taken_back(hosts: Hosts, 
     hosts.instances[which].stop()
     answers = [hosts.ask() for _ in range(20)]
     assert [answer.status for answer in answers] == [200] * 20
-    until(lambda: hosts.places() == (1, 2)[which], seconds=10, what="it is left alone")
+    until(lambda: hosts.places() == (1, 2)[which], what="it is left alone")
     assert hosts.gateway.health().status == 200, "the model is there"
     before = hosts.generations()
     hosts.instances[which].start()
-    until(lambda: hosts.places() == 3, seconds=20, what="it is taken back")
+    until(lambda: hosts.places() == 3, what="it is taken back")
     assert [hosts.ask().status for _ in range(6)] == [200] * 6
     assert hosts.generations()[which] > before[which]
 
 
 def test_an_instance_that_says_it_is_unwell_is_left_alone_before_it_refuses(hosts: Hosts) -> None:
     hosts.instances[1].health_status = 503
-    until(lambda: hosts.places() == 2, seconds=10, what="it is left alone")
+    until(lambda: hosts.places() == 2, what="it is left alone")
     assert [hosts.ask().status for _ in range(6)] == [200] * 6
 
 
@@ -163,16 +178,16 @@ def test_an_edge_that_is_killed_costs_no_request(hosts: Hosts) -> None:
     hosts.other.process.kill()
     hosts.other.process.wait(10)
     # The worker follows its master.
-    until(lambda: not listens(hosts.other.api_ports[MODEL]), seconds=10, what="nobody listens")
+    until(lambda: not listens(hosts.other.api_ports[MODEL]), what="nobody listens")
     try:
         assert [hosts.ask().status for _ in range(20)] == [200] * 20
-        until(lambda: hosts.places() == 2, seconds=10, what="the host is left alone")
+        until(lambda: hosts.places() == 2, what="the host is left alone")
         assert hosts.state(ELSEWHERE)["breaker"] == "open"
         assert hosts.gateway.health().json["models"][ELSEWHERE] == "unhealthy"
         assert (hosts.ask(model=ELSEWHERE).status, hosts.ask(model=ELSEWHERE).error["code"]) == (503, "model_unavailable")
     finally:
         hosts.other.start_haproxy()
-    until(lambda: hosts.gateway.health().status == 200, seconds=20, what="the host is taken back")
+    until(lambda: hosts.gateway.health().status == 200, what="the host is taken back")
 
 
 def listens(port: int) -> bool:
@@ -198,8 +213,8 @@ def test_what_was_taken_is_never_sent_twice(hosts: Hosts) -> None:
 def test_where_no_instance_is_left_the_answer_comes_at_once(hosts: Hosts) -> None:
     for instance in hosts.instances:
         instance.stop()
-    until(lambda: hosts.state()["breaker"] == "open", seconds=10, what="both are left alone")
-    answer = hosts.ask(timeout=1)
+    until(lambda: hosts.state()["breaker"] == "open", what="both are left alone")
+    answer = hosts.ask(timeout=AT_ONCE_SECONDS)
     assert (answer.status, answer.error["code"]) == (503, "model_unavailable")
     assert int(answer.headers["retry-after"]) > 0
     health = hosts.gateway.health()
@@ -208,7 +223,7 @@ def test_where_no_instance_is_left_the_answer_comes_at_once(hosts: Hosts) -> Non
 
 def test_the_ports_of_a_host_stay_its_own(hosts: Hosts) -> None:
     hosts.instances[0].stop()
-    until(lambda: hosts.places() == 1, seconds=10, what="it is left alone")
+    until(lambda: hosts.places() == 1, what="it is left alone")
     answer = ask(hosts.gateway.api_ports[MODEL], "/v1/chat/completions", method="POST", body=CHAT)
     assert (answer.status, answer.error["code"]) == (503, "model_unavailable"), "a status of clients, too"
 
@@ -240,7 +255,7 @@ def test_no_client_counts_as_a_node(hosts: Hosts) -> None:
     port = hosts.other.api_ports[MODEL]
     assert node(CLIENT_KEYS["web-shop"], "/metrics", source=STRANGER, port=port) == 403
     hosts.instances[1].stop()
-    until(lambda: hosts.places() == 2, seconds=10, what="it is left alone")
+    until(lambda: hosts.places() == 2, what="it is left alone")
     answer = ask(port, "/v1/chat/completions", method="POST", body=CHAT, source=SERVER, address=OTHER, headers=bearer("web-shop"))
     assert answer.status == 503
 
@@ -256,7 +271,7 @@ def test_what_a_gateway_sends_on_is_not_counted_again(hosts: Hosts) -> None:
 def test_the_log_says_which_node_asked_and_no_looks(hosts: Hosts) -> None:
     hosts.ask()
     hosts.ask()
-    until(lambda: '"client_name":"node:hx-1","frontend":"edge_models"' in hosts.other.log(), seconds=5, what="the log says who")
+    until(lambda: '"client_name":"node:hx-1","frontend":"edge_models"' in hosts.other.log(), what="the log says who")
     looks = [line for line in hosts.other.log().splitlines() if '"path":"/health"' in line and "node:hx-1" in line]
     assert looks == []
     assert KEY not in hosts.other.log() + hosts.gateway.log()

@@ -341,7 +341,7 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
 
 def test_the_breakers_are_those_of_the_real_edge(edge: Edge, tmp_path: Path) -> None:
     edge.models["openchat-3.5"].health_status = 503
-    until(lambda: edge.health().json["models"]["openchat-3.5"] == "unhealthy", seconds=5, what="the breaker opens")
+    until(lambda: edge.health().json["models"]["openchat-3.5"] == "unhealthy", what="the breaker opens")
     models = {name: (edge.api_ports[name], int(edge.models[name].state_port or 0)) for name in MODELS}
     wanted = plan(models, gateway_port=edge.gateway_port, prometheus_port=edge.prometheus_port)
     found = by_name(look(tmp_path, wanted, unit("haproxy.service"), edge_exporter_port=edge.exporter_port, edge_state_port=edge.state_port))

@@ -85,7 +85,7 @@ def alertmanager(folder: Path, receiver: Receiver) -> Iterator[int]:
             [tool("prometheus-alertmanager"), *words, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        until(lambda: answers(port), seconds=30, what="Alertmanager answers")
+        until(lambda: answers(port), what="Alertmanager answers")
         yield port
     finally:
         process.terminate()
@@ -151,12 +151,12 @@ def test_a_host_whose_models_are_all_down_is_one_notification_and_says_nothing_t
     }
     with receiving("127.0.0.1") as receiver, alertmanager(tmp_path, receiver) as port:
         fire(port, *alerts)
-        until(lambda: len(receiver.notifications) >= 4, seconds=30, what="a notification for each host")
+        until(lambda: len(receiver.notifications) >= 4, what="a notification for each host")
         assert said_in(receiver.notifications) == expected
         # What follows goes first, or it would be said after all when what it follows from is gone.
         fire(port, *(entry for entry in alerts if entry["alertname"] in followers), for_seconds=-1)
         fire(port, *alerts, for_seconds=-1)
-        until(lambda: len(receiver.notifications) >= 8, seconds=30, what="a notification of the end for each host")
+        until(lambda: len(receiver.notifications) >= 8, what="a notification of the end for each host")
     assert [notification["status"] for notification in receiver.notifications] == ["firing"] * 4 + ["resolved"] * 4
     ended = said_in(receiver.notifications[4:])
     assert [host for host, said in expected.items() if not set(said) <= set(ended[host])] == []

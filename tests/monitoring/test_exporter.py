@@ -301,14 +301,14 @@ def test_it_goes_on_tells_systemd_and_takes_its_figures_back_when_it_has_none(ho
     words = ["--plan", host.folder / "plan.json", "--folder", file.parent, "--oom-folder", host.folder / "oom", "--interval-seconds", "0.2"]
     with subprocess.Popen([sys.executable, "-sSE", FILES / "citadel_exporter.py", *words], stderr=subprocess.PIPE, text=True) as process:
         try:
-            until(lambda: len(manager.told) > 0, seconds=30, what="it is ready")
+            until(lambda: len(manager.told) > 0, what="it is ready")
             first = file.read_text()
-            until(lambda: file.read_text() != first, seconds=30, what="new figures")
+            until(lambda: file.read_text() != first, what="new figures")
             (host.folder / "plan.json").write_text('{"services": []}')
-            until(lambda: not file.exists(), seconds=30, what="no old figures are left")
-            until(manager.is_told_again(), seconds=30, what="it goes on without figures")
+            until(lambda: not file.exists(), what="no old figures are left")
+            until(manager.is_told_again(), what="it goes on without figures")
             host.write()
-            until(file.exists, seconds=30, what="figures again")
+            until(file.exists, what="figures again")
         finally:
             process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import pytest
 
 from citadel_supervise import EX_CONFIG, STATES
-from supervised import SUPERVISOR, Supervised, free_port, state_of
+from supervised import PATIENCE_SECONDS, SUPERVISOR, Supervised, free_port, state_of
 
 MOCK = Path(__file__).with_name("mock_engine.py")
 SHARDS = 12
@@ -68,13 +68,13 @@ class Mock:
         with self.orders.open("a", encoding="utf-8") as file:
             file.write(json.dumps(orders) + "\n")
 
-    def until_status(self, beginning: str, *, seconds: float = 10) -> float:
+    def until_status(self, beginning: str) -> float:
         return self.supervised.until(
-            lambda: any(status.startswith(beginning) for status in self.supervised.statuses), seconds=seconds, what=f"status {beginning}"
+            lambda: any(status.startswith(beginning) for status in self.supervised.statuses), what=f"status {beginning}"
         )
 
     def until_state(self, state: str) -> None:
-        self.supervised.until(lambda: state_of(self.state_port)[1].get("state") == state, seconds=10, what=f"state {state}")
+        self.supervised.until(lambda: state_of(self.state_port)[1].get("state") == state, what=f"state {state}")
 
     def asked(self) -> int:
         """How many tokens the engine was asked for."""
@@ -91,7 +91,7 @@ def mock(tmp_path: Path) -> Iterator[Mock]:
 @pytest.fixture
 def ready(mock: Mock) -> Mock:
     mock.order(**READY)
-    mock.supervised.until_ready(seconds=10)
+    mock.supervised.until_ready()
     return mock
 
 
@@ -126,7 +126,7 @@ def test_the_status_says_what_it_waits_for_and_ready_means_a_token(mock: Mock) -
     assert not mock.supervised.ready
 
     mock.order(completions=200)
-    mock.supervised.until_ready(seconds=10)
+    mock.supervised.until_ready()
     assert mock.supervised.status.startswith("generating since ")
     status, state = state_of(mock.state_port)
     assert (status, state["state"]) == (200, "generating")
@@ -153,21 +153,21 @@ def test_what_systemd_tells_the_main_process_stays_with_it(ready: Mock) -> None:
 
 @pytest.mark.parametrize("when", ["starting", "ready"])
 @pytest.mark.parametrize("title", ["VLLM::Worker", "VLLM::EngineCore", sys.executable])
-def test_a_process_that_is_killed_ends_the_unit_within_five_seconds(mock: Mock, title: str, when: str) -> None:
+def test_a_process_that_is_killed_ends_the_unit_soon(mock: Mock, title: str, when: str) -> None:
     mock.order(**READY, health=503 if when == "starting" else 200)
     if when == "starting":
         mock.until_status("starting the workers since ")
     else:
-        mock.supervised.until_ready(seconds=10)
+        mock.supervised.until_ready()
     mock.supervised.processes()
     mock.supervised.kill(title, signal.SIGKILL)
     killed = mock.supervised.seconds
-    assert mock.supervised.until_ended(seconds=5) == 1
-    assert mock.supervised.seconds - killed < 5
+    assert mock.supervised.until_ended() == 1
+    assert mock.supervised.seconds - killed < 10, "five, and the machine may be stopped for a moment"
     assert mock.supervised.status.startswith("failed at ")
     doing = "generating" if when == "ready" else "starting the workers"
     assert f" while {doing}: {'its main process was killed by SIGKILL' if title == sys.executable else title}" in mock.supervised.status
-    mock.supervised.until(lambda: mock.supervised.processes() == [], seconds=2, what="nothing is left")
+    mock.supervised.until(lambda: mock.supervised.processes() == [], what="nothing is left")
     assert mock.supervised.ready is (when == "ready")
     assert mock.supervised.status.removeprefix("failed") in mock.supervised.written(), "the journal has it, too"
 
@@ -177,13 +177,13 @@ def test_a_dying_engine_may_say_why(ready: Mock) -> None:
     ready.until_status("failed at ")
     assert state_of(ready.state_port)[0] in {0, 503}, "the edge knows before the unit has ended"
     ready.order(exit=0)
-    assert ready.supervised.until_ended(seconds=5) == 1, "a failure, although vLLM ends with 0"
+    assert ready.supervised.until_ended() == 1, "a failure, although vLLM ends with 0"
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 1), (1, 1), (EX_CONFIG, EX_CONFIG)])
 def test_an_end_of_its_own_is_a_failure_whatever_it_says(mock: Mock, status: int, expected: int) -> None:
     mock.order(exit=status)
-    assert mock.supervised.until_ended(seconds=10) == expected
+    assert mock.supervised.until_ended() == expected
     assert f" while starting the API server: its main process ended with status {status}" in mock.supervised.status
 
 
@@ -214,7 +214,7 @@ def test_a_credential_that_is_none_is_named_and_never_shown(tmp_path: Path, cont
     if content is not None:
         (tmp_path / "gateway.key").write_text(content)
     with Mock(tmp_path, {"credential": "gateway.key"}, {"CREDENTIALS_DIRECTORY": str(tmp_path)}) as mock:
-        assert mock.supervised.until_ended(seconds=10) == EX_CONFIG
+        assert mock.supervised.until_ended() == EX_CONFIG
         assert f"while starting: credential gateway.key: {reason}" in mock.supervised.status
         assert "sk-of-the-test" not in mock.supervised.written() + mock.supervised.status
 
@@ -223,7 +223,7 @@ def test_a_program_that_is_missing_is_named_and_not_tried_again(tmp_path: Path) 
     command = ["/usr/bin/python3", "-I", SUPERVISOR, "http", "--name=x", "--port=1", "--ready-path=/", "--alive-path=/"]
     options = ["--start-timeout-seconds=60", "--stall-timeout-seconds=60", "--", "/nowhere/python"]
     with Supervised([*map(str, command), *options], tmp_path / "output") as supervised:
-        assert supervised.until_ended(seconds=10) == EX_CONFIG
+        assert supervised.until_ended() == EX_CONFIG
         assert supervised.status.endswith("while starting: /nowhere/python cannot be run: No such file or directory")
         assert "Traceback" not in supervised.written()
 
@@ -232,7 +232,7 @@ def test_a_state_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with Mock(tmp_path, {"state-port": port}) as mock:
-            assert mock.supervised.until_ended(seconds=10) == 1
+            assert mock.supervised.until_ended() == 1
             assert mock.supervised.status.endswith(f"port {port} on 127.0.0.1 for its state: Address already in use")
             assert "mock:" not in mock.supervised.written(), "the service was not started"
 
@@ -240,20 +240,20 @@ def test_a_state_port_that_is_taken_is_named(tmp_path: Path) -> None:
 # --- liveness ---
 
 
-def hung(mock: Mock, *, seconds: float) -> float:
+def hung(mock: Mock, *, seconds: float = PATIENCE_SECONDS) -> float:
     """Wait until the watchdog is triggered and all is gone; the seconds that it took."""
     took = mock.supervised.until(
         lambda: "WATCHDOG=trigger" in mock.supervised.read(), seconds=seconds, what="the supervisor calls for the watchdog"
     )
     assert mock.supervised.status.startswith("hung since ")
-    assert mock.supervised.until_ended(seconds=5) == 1
-    mock.supervised.until(lambda: mock.supervised.processes() == [], seconds=2, what="nothing is left")
+    assert mock.supervised.until_ended() == 1
+    mock.supervised.until(lambda: mock.supervised.processes() == [], what="nothing is left")
     return took
 
 
 def test_an_idle_service_is_asked_for_a_token_now_and_then_and_stays(ready: Mock) -> None:
     ready.supervised.processes()
-    ready.supervised.until(lambda: ready.asked() >= 5, seconds=15, what="four questions after the first")
+    ready.supervised.until(lambda: ready.asked() >= 5, what="four questions after the first")
     assert state_of(ready.state_port)[0] == 200
     assert "WATCHDOG=1" in ready.supervised.read()
 
@@ -266,19 +266,22 @@ def test_a_busy_service_is_left_alone(ready: Mock) -> None:
     assert state_of(ready.state_port)[0] == 200
 
 
-def test_a_worker_that_is_stopped_is_found_and_named(ready: Mock) -> None:
-    ready.order(running=1, completions=0)
-    ready.supervised.processes()
-    ready.supervised.kill("VLLM::Worker", signal.SIGSTOP)
-    assert hung(ready, seconds=10) < 4, "not as long as a step may take"
-    assert "requests running: 1; its workers asleep" in ready.supervised.status
-    assert "VLLM::Worker: state T" in ready.supervised.written()
+def test_a_worker_that_is_stopped_is_found_and_named_long_before_a_step_is_too_long(tmp_path: Path) -> None:
+    with Mock(tmp_path, {"stall-timeout-seconds": 120}) as mock:
+        mock.order(**READY)
+        mock.supervised.until_ready()
+        mock.order(running=1, completions=0)
+        mock.supervised.processes()
+        mock.supervised.kill("VLLM::Worker", signal.SIGSTOP)
+        hung(mock)
+        assert "requests running: 1; its workers asleep" in mock.supervised.status
+        assert "VLLM::Worker: state T" in mock.supervised.written()
 
 
 def test_who_sleeps_over_its_work_is_sent_nobody_until_it_goes_on(tmp_path: Path) -> None:
     with Mock(tmp_path, {"suspect-seconds": 0.5, "asleep-seconds": 60, "stall-timeout-seconds": 60}) as mock:
         mock.order(**READY)
-        mock.supervised.until_ready(seconds=10)
+        mock.supervised.until_ready()
         mock.order(running=1, completions=0)
         mock.supervised.processes()
         mock.supervised.kill("VLLM::Worker", signal.SIGSTOP)
@@ -295,7 +298,7 @@ def test_who_sleeps_over_its_work_is_sent_nobody_until_it_goes_on(tmp_path: Path
 def test_what_the_edge_says_of_its_requests_has_it_look_sooner(tmp_path: Path) -> None:
     with Mock(tmp_path, {"idle-seconds": 60}) as mock:
         mock.order(**READY)
-        mock.supervised.until_ready(seconds=10)
+        mock.supervised.until_ready()
         before = mock.asked()
         told = {"X-Haproxy-Server-State": "UP 2/3; name=model_m/model; node=a; weight=1/1; scur=1/1; qcur=0"}
 
@@ -303,12 +306,12 @@ def test_what_the_edge_says_of_its_requests_has_it_look_sooner(tmp_path: Path) -
             with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{mock.state_port}/state", headers=told), timeout=5):
                 return mock.asked() > before
 
-        mock.supervised.until(looked, seconds=10, what="it is given work long before it counts as idle")
+        mock.supervised.until(looked, what="it is given work long before it counts as idle")
 
 
 def test_a_long_step_has_until_the_stall_timeout(ready: Mock) -> None:
     ready.order(running=1, completions=0, busy=True)
-    assert hung(ready, seconds=15) >= QUICK["stall-timeout-seconds"]
+    assert hung(ready) >= QUICK["stall-timeout-seconds"]
     assert "its workers using the CPU" in ready.supervised.status
 
 
@@ -320,7 +323,7 @@ def test_an_engine_that_refuses_everything_is_found(ready: Mock) -> None:
 def test_a_server_that_does_not_answer_is_found(ready: Mock) -> None:
     ready.supervised.processes()
     ready.supervised.kill(sys.executable, signal.SIGSTOP)
-    hung(ready, seconds=20)
+    hung(ready)
     assert "it has not answered for " in ready.supervised.status
 
 
@@ -328,15 +331,15 @@ def test_a_server_that_does_not_answer_is_found(ready: Mock) -> None:
 
 
 def test_the_edge_hears_of_a_stop_before_the_service_does(tmp_path: Path) -> None:
-    with Mock(tmp_path, {"stop-notice-seconds": 2, "drain-seconds": 5}) as mock:
+    with Mock(tmp_path, {"stop-notice-seconds": 8, "drain-seconds": 5}) as mock:
         mock.order(**READY, drain=1)
-        mock.supervised.until_ready(seconds=10)
+        mock.supervised.until_ready()
         mock.supervised.process.send_signal(signal.SIGINT)
         mock.until_state("process")
         assert "mock: SIGINT" not in mock.supervised.written(), "so that it still answers what is on its way"
-        mock.supervised.until(lambda: "mock: SIGINT" in mock.supervised.written(), seconds=5, what="the signal is handed on")
+        mock.supervised.until(lambda: "mock: SIGINT" in mock.supervised.written(), what="the signal is handed on")
         assert state_of(mock.state_port)[1]["detail"] == "stopping"
-        assert mock.supervised.until_ended(seconds=10) == 0
+        assert mock.supervised.until_ended() == 0
         assert any("STOPPING=1" in message.splitlines() for message in mock.supervised.read())
         assert mock.supervised.processes() == []
 
@@ -345,23 +348,23 @@ def test_a_stop_during_the_start_needs_neither_notice_nor_drain(tmp_path: Path) 
     with Mock(tmp_path, {"stop-notice-seconds": 60, "drain-seconds": 60}) as mock:
         mock.order(drain=60)
         mock.until_status("starting the API server since ")
-        mock.supervised.until(lambda: "mock: started" in mock.supervised.written(), seconds=5, what="the mock runs")
+        mock.supervised.until(lambda: "mock: started" in mock.supervised.written(), what="the mock runs")
         mock.supervised.process.terminate()
-        assert mock.supervised.until_ended(seconds=8) == 0
+        assert mock.supervised.until_ended() == 0
         assert "mock: SIGTERM" in mock.supervised.written()
 
 
 def test_a_drain_is_bounded(tmp_path: Path) -> None:
     with Mock(tmp_path, {"drain-seconds": 1}) as mock:
         mock.order(**READY, drain=60)
-        mock.supervised.until_ready(seconds=10)
+        mock.supervised.until_ready()
         mock.supervised.processes()
         mock.supervised.process.send_signal(signal.SIGINT)
         began = mock.supervised.seconds
-        assert mock.supervised.until_ended(seconds=10) == 0
-        assert 6 <= mock.supervised.seconds - began < 9, "the drain and five seconds"
+        assert mock.supervised.until_ended() == 0
+        assert 6 <= mock.supervised.seconds - began < 30, "the drain and five seconds, not what the service would take"
         assert "mock was killed" in mock.supervised.written()
-        mock.supervised.until(lambda: mock.supervised.processes() == [], seconds=2, what="nothing is left")
+        mock.supervised.until(lambda: mock.supervised.processes() == [], what="nothing is left")
 
 
 # --- failures in a row; each Mock of a test is the next start of one instance, as systemd makes it: the folder is what it keeps ---
@@ -375,7 +378,7 @@ def fail(folder: Path, **options: Any) -> tuple[int, list[tuple[float, str]]]:  
     """Start it and let it end by itself; its exit status and what it said when."""
     with Mock(folder, options) as mock:
         mock.order(exit=1)
-        return mock.supervised.until_ended(seconds=20), mock.supervised.messages
+        return mock.supervised.until_ended(), mock.supervised.messages
 
 
 def seconds_waited(messages: list[tuple[float, str]]) -> float:
@@ -395,7 +398,7 @@ def test_the_wait_is_twice_as_long_after_each_failure_in_a_row_and_bounded_and_a
     assert not any(message.startswith("STATUS=waiting ") for _, message in said[0])
     for messages, seconds in zip(said[1:], (1, 2, 3, 3), strict=True):
         assert any(message.startswith(f"STATUS=waiting {seconds} s after ") for _, message in messages)
-        assert seconds_waited(messages) > seconds - 0.5, "half a second for the test to hear of it"
+        assert seconds_waited(messages) > seconds / 2, "the test may hear late of its beginning"
     waiting = next(message for _, message in said[2] if "waiting" in message)
     assert waiting.startswith("STATUS=waiting 2 s after 2 failures in a row; the last: failed at ")
     assert waiting.endswith(" while starting the API server: its main process ended with status 1")
@@ -416,21 +419,21 @@ def test_a_stop_ends_the_wait_and_forgets(tmp_path: Path) -> None:
         status, state = state_of(mock.state_port)
         assert (status, state["state"]) == (503, "process")
         mock.supervised.process.send_signal(signal.SIGINT)
-        assert mock.supervised.until_ended(seconds=2) == 0
+        assert mock.supervised.until_ended() == 0
         assert any("STOPPING=1" in message.splitlines() for message in mock.supervised.read())
         assert started(mock) == 1
     with Mock(tmp_path, AT_ONCE) as mock:
         mock.order(exit=None, **READY)
-        mock.supervised.until_ready(seconds=10)
+        mock.supervised.until_ready()
 
 
 def test_a_stop_of_a_service_that_runs_is_no_failure(tmp_path: Path) -> None:
     for _ in range(2):
         with Mock(tmp_path, AT_ONCE) as mock:
             mock.order(**READY)
-            mock.supervised.until_ready(seconds=10)
+            mock.supervised.until_ready()
             mock.supervised.process.send_signal(signal.SIGINT)
-            assert mock.supervised.until_ended(seconds=10) == 0
+            assert mock.supervised.until_ended() == 0
 
 
 def test_the_death_of_the_supervisor_is_a_failure_too(tmp_path: Path) -> None:
@@ -442,10 +445,10 @@ def test_the_death_of_the_supervisor_is_a_failure_too(tmp_path: Path) -> None:
             said = mock.supervised.statuses
             mock.supervised.processes()
             mock.supervised.process.kill()
-            mock.supervised.until_ended(seconds=2)
+            mock.supervised.until_ended()
     assert said[0] == f"waiting 1 s after 1 failure in a row; the last: {killed}"
     with Mock(tmp_path, options) as mock:
-        assert mock.supervised.until_ended(seconds=5) == EX_CONFIG
+        assert mock.supervised.until_ended() == EX_CONFIG
         assert mock.supervised.status.startswith("given up after 2 failures in a row: ")
         assert mock.supervised.status.endswith(f"; the last: {killed}")
 
@@ -454,13 +457,13 @@ def test_a_death_that_systemd_answers_with_a_stop_is_a_failure(tmp_path: Path) -
     """As it does for memory (OOMPolicy=stop): the signal is there before the supervisor has seen the death."""
     with Mock(tmp_path) as mock:
         mock.order(**READY)
-        mock.supervised.until_ready(seconds=10)
+        mock.supervised.until_ready()
         mock.supervised.processes()
         mock.supervised.process.send_signal(signal.SIGSTOP)
         mock.supervised.kill("VLLM::Worker", signal.SIGKILL)
         mock.supervised.process.send_signal(signal.SIGINT)
         mock.supervised.process.send_signal(signal.SIGCONT)
-        assert mock.supervised.until_ended(seconds=10) == 0
+        assert mock.supervised.until_ended() == 0
     with Mock(tmp_path, AT_ONCE) as mock:
         mock.until_status("waiting 60 s after 1 failure in a row; the last: it was killed, perhaps for its memory")
 
@@ -470,12 +473,12 @@ def test_who_was_ready_for_a_while_begins_to_count_anew(tmp_path: Path, steady_s
     fail(tmp_path)
     with Mock(tmp_path, {"restart-seconds": 0.1, "restart-steady-seconds": steady_seconds}) as mock:
         mock.order(exit=None, **READY)
-        mock.supervised.until_ready(seconds=10)
+        mock.supervised.until_ready()
         enough = mock.supervised.seconds + 2
-        mock.supervised.until(lambda: mock.supervised.seconds > enough, seconds=5, what="it has been ready for two seconds")
+        mock.supervised.until(lambda: mock.supervised.seconds > enough, what="it has been ready for two seconds")
         mock.supervised.processes()
         mock.supervised.kill("VLLM::Worker", signal.SIGKILL)
-        assert mock.supervised.until_ended(seconds=5) == 1
+        assert mock.supervised.until_ended() == 1
     with Mock(tmp_path, AT_ONCE) as mock:
         mock.until_status("waiting ")
         assert f" s after {counted} in a row; the last: failed at " in mock.supervised.status
@@ -484,16 +487,16 @@ def test_who_was_ready_for_a_while_begins_to_count_anew(tmp_path: Path, steady_s
 def test_a_hang_is_a_failure(tmp_path: Path) -> None:
     with Mock(tmp_path) as mock:
         mock.order(**READY)
-        mock.supervised.until_ready(seconds=10)
+        mock.supervised.until_ready()
         mock.order(completions=500)
-        hung(mock, seconds=10)
+        hung(mock)
     with Mock(tmp_path, AT_ONCE) as mock:
         mock.until_status("waiting 60 s after 1 failure in a row; the last: hung since ")
 
 
 def test_a_start_that_takes_too_long_is_a_failure_and_no_stop(tmp_path: Path) -> None:
     with Mock(tmp_path, {"start-timeout-seconds": 1}) as mock:
-        assert mock.supervised.until_ended(seconds=5) == 1
+        assert mock.supervised.until_ended() == 1
         assert mock.supervised.status.endswith(" while starting the API server: it was not ready within 1 s")
         # Before systemd ends it, without a reason and just as if it had been stopped.
         assert f"EXTEND_TIMEOUT_USEC={(1 + 10) * 10**6}" in mock.supervised.read()
@@ -507,7 +510,7 @@ def test_what_cannot_be_counted_keeps_nothing_from_running(tmp_path: Path) -> No
     (tmp_path / "runtime" / "failures.unfinished").mkdir()
     with Mock(tmp_path, AT_ONCE) as mock:
         mock.order(exit=None, **READY)
-        mock.supervised.until_ready(seconds=10)
+        mock.supervised.until_ready()
         assert "failures.json cannot be written, so that failures are not counted: Is a directory" in mock.supervised.written()
         assert "Traceback" not in mock.supervised.written()
 
@@ -529,19 +532,19 @@ def test_another_service_is_ready_and_alive_by_its_own_word(tmp_path: Path) -> N
     options = {"name": "web", "port": port, "start-timeout-seconds": 60, "ready-path": "/ready", "alive-path": "/alive"} | QUICK
     command = ["/usr/bin/python3", "-I", str(SUPERVISOR), "http", *(f"--{name}={value}" for name, value in options.items())]
     with Supervised([*command, "--", sys.executable, "-c", WEB, str(port), str(ill)], tmp_path / "output") as supervised:
-        supervised.until_ready(seconds=10)
+        supervised.until_ready()
         assert supervised.status.startswith("answering since ")
         waited = threading.Event()
         threading.Timer(QUICK["stall-timeout-seconds"] + 1, waited.set).start()
-        supervised.until(waited.is_set, seconds=10, what="longer than any limit")
+        supervised.until(waited.is_set, what="longer than any limit")
         assert supervised.process.poll() is None
         ill.touch()
-        supervised.until(lambda: "WATCHDOG=trigger" in supervised.read(), seconds=10, what="the supervisor calls for the watchdog")
-        assert supervised.until_ended(seconds=5) == 1
+        supervised.until(lambda: "WATCHDOG=trigger" in supervised.read(), what="the supervisor calls for the watchdog")
+        assert supervised.until_ended() == 1
 
 
 def test_a_wrong_command_line_is_refused_with_a_sentence(tmp_path: Path) -> None:
     with Supervised(["/usr/bin/python3", "-I", str(SUPERVISOR), "model", "--name=x"], tmp_path / "output") as supervised:
-        assert supervised.until_ended(seconds=10) == 2
+        assert supervised.until_ended() == 2
         assert "the following arguments are required: --port" in supervised.written()
         assert "Traceback" not in supervised.written()
