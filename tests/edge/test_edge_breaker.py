@@ -310,6 +310,31 @@ def queued(edge: Edge) -> int:
     return next(int(line.removeprefix(prefix)) for line in metrics.splitlines() if line.startswith(prefix))
 
 
+@pytest.mark.parametrize("way", ["gateway", "model", "upstream"])
+def test_who_leaves_while_it_waits_gives_its_place_back_and_is_no_failure(edge: Edge, way: str) -> None:
+    """A generation that nobody waits for ends when its connection does: vLLM and LiteLLM watch theirs."""
+    address, port, source = {
+        "gateway": (SERVER, edge.gateway_port, TRUSTED),
+        "model": (SERVER, edge.api_ports[MODEL], TRUSTED),
+        "upstream": (LOOPBACK, edge.upstream_ports[MODEL], LOOPBACK),
+    }[way]
+    backend, name = (edge.gateway, "gateway") if way == "gateway" else (edge.models[MODEL], f"model_{MODEL}")
+    backend.generation_gate.clear()
+    try:
+        clients = [http.client.HTTPConnection(address, port, source_address=(source, 0), timeout=10) for _ in range(3)]
+        for client in clients:
+            client.request("POST", "/v1/chat/completions", body=CHAT)
+        until(
+            lambda: connected(edge, name) == 3 and len(backend.waiting) >= 2, what="all are there, two at work where there is room for two"
+        )
+        for client in clients:
+            client.close()
+        until(lambda: connected(edge, name) == 0, what="nothing is kept for them")
+    finally:
+        backend.generation_gate.set()
+    assert state(edge) == {"breaker": "closed", "failures": 0, "running": 0, "queued": 0, "places": 2}
+
+
 def test_those_who_wait_are_told_when_the_breaker_opens(edge: Edge) -> None:
     backend = edge.models[MODEL]
     backend.generation_gate.clear()

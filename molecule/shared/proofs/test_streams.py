@@ -26,7 +26,10 @@ GATEWAY = "citadel-llm@unified-api-gateway.service"
 CHAT = "/v1/chat/completions"
 WAIT_SECONDS = 300
 STREAMS = 50
-STREAMING_MODELS = ("hermes-2", "openchat-3.5", "phi-3-mini")
+# In an order in which fifty streams are no more for any of them than it has places.
+STREAMING_MODELS = ("openchat-3.5", "phi-3-mini", "hermes-2")
+# As long as the shortest context allows: a stream must still be going when something happens to it.
+TOKENS = 1500
 
 
 @dataclass
@@ -94,7 +97,7 @@ def well(plan: dict[str, Any]) -> None:
 def test_reload_of_the_edge_under_fifty_streams(server: Host, plan: dict[str, Any]) -> None:
     port = plan["gateway"]["port"]
     with SteadyLoad([(port, None)], every_seconds=1, seconds=WAIT_SECONDS) as load:
-        with streaming(port, STREAMS, 120) as (streams, reading):
+        with streaming(port, STREAMS, TOKENS) as (streams, reading):
             cut_at = [stream.words for stream in streams]
             began = time.monotonic()
             server.check_output("systemctl reload haproxy")
@@ -121,7 +124,7 @@ def test_restart_of_the_gateway_under_a_steady_load(server: Host, plan: dict[str
     models: list[str | None] = [*STREAMING_MODELS, None]
     run = server.check_output("systemctl show --property=InvocationID --value %s", GATEWAY)
     ways = [(port, model) for model in models]
-    with SteadyLoad(ways, every_seconds=1, seconds=WAIT_SECONDS) as load, streaming(port, 12, 120) as (streams, reading):
+    with SteadyLoad(ways, every_seconds=1, seconds=WAIT_SECONDS) as load, streaming(port, 12, TOKENS) as (streams, reading):
         going = sum(not future.done() for future in reading)
         server.check_output("systemctl restart %s", GATEWAY)
         counts = [len(client.outcomes) + 2 for client in load.clients]
@@ -144,9 +147,9 @@ def test_restart_of_the_gateway_under_a_steady_load(server: Host, plan: dict[str
 # --- a client that goes away ---
 
 
-def vllm_counts(server: Host, service: dict[str, Any], name: str, label: str = "") -> float:
+def running(server: Host, service: dict[str, Any]) -> float:
     page = server.check_output("curl --silent --fail http://127.0.0.1:%s/metrics", str(service["api_port"]))
-    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(name + "{") and label in line)
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("vllm:num_requests_running{"))
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole answer"])
@@ -154,7 +157,6 @@ def vllm_counts(server: Host, service: dict[str, Any], name: str, label: str = "
 def test_a_client_that_goes_away_ends_its_generation(server: Host, plan: dict[str, Any], way: str, stream: bool) -> None:
     service = next(service for service in plan["services"] if service["name"] == "mixtral-8x7b")
     port = plan["gateway"]["port"] if way == "gateway" else service["api_port"]
-    aborted = vllm_counts(server, service, "vllm:request_success_total", 'finished_reason="abort"')
     body = {"messages": [{"role": "user", "content": "Go on."}], "max_tokens": 30_000, "ignore_eos": True, "stream": stream}
     connection = http.client.HTTPConnection(ADDRESS, port, timeout=WAIT_SECONDS)
     connection.request("POST", CHAT, json.dumps(body | {"model": service["name"]}), {"Content-Type": "application/json"})
@@ -162,16 +164,15 @@ def test_a_client_that_goes_away_ends_its_generation(server: Host, plan: dict[st
         answer = connection.getresponse()
         assert answer.status == 200
         assert answer.readline()
-    assert until(lambda: vllm_counts(server, service, "vllm:num_requests_running") == 1, WAIT_SECONDS) is not None
+    assert until(lambda: running(server, service) == 1, WAIT_SECONDS) is not None
     assert connection.sock is not None or stream
     if stream:
         answer.close()
     connection.close()
-    ended = until(lambda: vllm_counts(server, service, "vllm:num_requests_running") == 0, 30)
-    counted = until(lambda: vllm_counts(server, service, "vllm:request_success_total", 'finished_reason="abort"') == aborted + 1, 30)
-    print(f"\ndisconnect: {way}, {'stream' if stream else 'whole answer'}: running again 0 after {ended} s, counted as aborted: {counted}")
+    ended = until(lambda: running(server, service) == 0, 30)
+    row = {"what": f"a client leaves {'a stream' if stream else 'while it waits'} at the {way}", "generation ends after s": ended}
+    keep_row("disconnects", row)
     assert ended is not None
-    assert counted is not None
 
 
 # --- more than can be taken ---
