@@ -62,8 +62,19 @@ def asked(backends: dict[str, Backend]) -> dict[str, int]:
 def test_lists_exactly_the_models_with_their_capabilities(gateway: Gateway) -> None:
     answer = gateway.get("/v1/models")
     assert answer.status == 200
-    listed = {model["id"]: (model["mode"], model["max_input_tokens"], model["max_output_tokens"]) for model in answer.json()["data"]}
-    assert listed == {name: ("chat", model["context_tokens"], model["context_tokens"]) for name, model in MODELS.items()}
+    told = ("mode", "modes", "max_input_tokens", "max_output_tokens", "specialisation", "description")
+    listed = {model["id"]: tuple(model[name] for name in told) for model in answer.json()["data"]}
+    assert listed == {
+        name: (
+            "chat",
+            ["chat", "completion"],
+            model["context_tokens"],
+            model["context_tokens"],
+            model["specialisation"],
+            model["description"],
+        )
+        for name, model in MODELS.items()
+    }
     assert len(answer.json()["data"]) == len(MODELS)
 
 

@@ -18,6 +18,7 @@ from lab_host import ADDRESS, CHECKOUT
 
 PROGRAMS = Path(__file__).parent
 WITH_A_KEY = " with a key"
+FREE, LIMITED = "lab-client", "lab-limited-"
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,16 @@ def play_keys(*arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Two clients for as long as the tests take: one may do what all may, the other ask once a minute."""
+    """Keys by client, as long as the tests take: one may do what all may, and for each package there is one that may ask once a minute."""
     folder = tmp_path_factory.mktemp("keys")
-    limits = json.dumps({"edge_client_limits": {"lab-limited": {"requests_per_minute": 1}}})
+    limited = [LIMITED + name for name in CLIENTS]
+    limits = json.dumps({"edge_client_limits": {name: {"requests_per_minute": 1} for name in limited}})
     added = []
     try:
-        for name in ("lab-client", "lab-limited"):
+        for name in (FREE, *limited):
             added.append(name)
             play_keys("-e", f"keys_add={name}", "-e", f"keys_file={folder / name}", "-e", limits)
-        yield {
-            "CITADEL_CLIENT_KEY": (folder / "lab-client").read_text().strip(),
-            "CITADEL_LIMITED_KEY": (folder / "lab-limited").read_text().strip(),
-        }
+        yield {name: (folder / name).read_text().strip() for name in added}
     finally:
         for name in added:
             play_keys("-e", f"keys_revoke={name}")
@@ -97,7 +96,8 @@ def test_the_package_works_as_it_comes(request: pytest.FixtureRequest, plan: dic
     client = CLIENTS[name]
     command, environment = client.command()
     if with_a_key:
-        environment |= request.getfixturevalue("keys")
+        keys = request.getfixturevalue("keys")
+        environment |= {"CITADEL_CLIENT_KEY": keys[FREE], "CITADEL_LIMITED_KEY": keys[LIMITED + name]}
     # Nothing of what this machine has for OpenAI itself.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI", "LANGCHAIN", "LANGSMITH"))}
     models = ",".join(service["name"] for service in plan["services"])

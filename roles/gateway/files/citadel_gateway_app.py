@@ -1,5 +1,5 @@
 """LiteLLM's own ASGI application, unmodified, behind `citadel_request_form`, which refuses requests of a form that no model reads, and
-warm at the end of its start: uvicorn takes no connection before it is over.
+`citadel_model_list`, which completes the list of models; and warm at the end of its start: uvicorn takes no connection before it is over.
 
 The first request of a process imports a part of LiteLLM and builds validators and clients, for about a second. So each worker sends itself
 a few requests and answers them itself, in the place of a model. They are not counted: Prometheus' client writes what is counted meanwhile
@@ -54,14 +54,18 @@ def _counts_as() -> str:
 values.ValueClass = values.MultiProcessValue(process_identifier=_counts_as)
 
 from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER  # noqa: E402 - see above
+from litellm.proxy import proxy_server  # noqa: E402
 from litellm.proxy.proxy_server import app as litellm_app  # noqa: E402
 
+from citadel_model_list import ModelList, described_by  # noqa: E402
 from citadel_request_form import FormCheck  # noqa: E402
 
 # LiteLLM counts what it has seen. The values of the label are ours: nothing that a client sends can make a series of its own.
 _MALFORMED: Final = Counter("citadel_gateway_malformed_requests", "Requests that were refused before LiteLLM saw them.", ["code"])
 
-_checked_app: Final = FormCheck(litellm_app, lambda refusal: _MALFORMED.labels(refusal.code).inc())
+# LiteLLM makes its router while it starts.
+_describing_app: Final = ModelList(litellm_app, lambda: described_by(proxy_server.llm_router.get_model_list()))
+_checked_app: Final = FormCheck(_describing_app, lambda refusal: _MALFORMED.labels(refusal.code).inc())
 
 
 async def app(scope: Message, receive: Receive, send: Send) -> None:
