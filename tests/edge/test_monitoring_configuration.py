@@ -142,7 +142,7 @@ def listens_at(pid: int) -> set[str]:
 @pytest.mark.parametrize(("tls", "certificates"), [("none", []), ("files", ["server.pem", "ca.pem"])])
 def test_the_exporter_is_told_of_what_the_edge_serves_tls_with(tls: str, certificates: list[str]) -> None:
     wiring = DataLoader().load_from_file(str(PROJECT / "playbooks" / "vars" / "monitoring.yml"), trusted_as_template=True)
-    files = {name: wiring[name] for name in ("monitoring_certificate_files", "monitoring_key_files")}
+    files = {name: wiring[name] for name in ("citadel_tls_folder", "monitoring_certificate_files", "monitoring_key_files")}
     values = role_defaults("monitoring") | role_variables_file("monitoring") | files | {"edge_tls": tls}
     words = shlex.split(render(TEMPLATES / "citadel-exporter.service.j2", values).partition("ExecStart=")[2].partition("\n\n")[0])
     told = {option: [words[at + 1] for at, word in enumerate(words) if word == option] for option in ("--certificate", "--key")}
