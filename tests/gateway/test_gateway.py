@@ -59,8 +59,9 @@ def asked(backends: dict[str, Backend]) -> dict[str, int]:
     return {name: len(backend.received) for name, backend in backends.items() if backend.received}
 
 
-def test_lists_exactly_the_models_with_their_capabilities(gateway: Gateway) -> None:
-    answer = gateway.get("/v1/models")
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_lists_exactly_the_models_with_their_capabilities(gateway: Gateway, encoding: str) -> None:
+    answer = gateway.request("GET", "/v1/models", headers={"Accept-Encoding": encoding})
     assert answer.status == 200
     told = ("mode", "modes", "max_input_tokens", "max_output_tokens", "specialisation", "description")
     listed = {model["id"]: tuple(model[name] for name in told) for model in answer.json()["data"]}

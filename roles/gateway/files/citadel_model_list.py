@@ -43,7 +43,9 @@ class ModelList:
                     await send({**start, "headers": [*headers, (b"content-length", str(len(document)).encode())]})
                     await send({"type": "http.response.body", "body": document})
 
-        await self._app(scope, receive, send_described)
+        # What is compressed could not be read here.
+        plain = [(name, value) for name, value in scope["headers"] if name.lower() != b"accept-encoding"]
+        await self._app({**scope, "headers": plain}, receive, send_described)
 
     def _describe(self, body: bytes) -> bytes:
         listed = json.loads(body)
