@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -91,6 +92,7 @@ def prometheus(server: Host, plan: dict[str, Any]) -> Prometheus:
         for stream in (False, True):
             body = {"model": service["name"], "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "stream": stream}
             assert ask(plan["gateway"]["port"], "/v1/chat/completions", body).status == 200
+    sent = time.time() + 1
     found = Prometheus(plan["monitoring"]["prometheus_port"])
     wanted = {service["name"] for service in plan["services"]}
 
@@ -104,7 +106,9 @@ def prometheus(server: Host, plan: dict[str, Any]) -> Prometheus:
             "gateway:fallbacks:rate5m",
             "gateway:fallbacks_failed:rate5m",
         }
-        return models == wanted and all(found.query(name) for name in rates)
+        # A rate may be of counters that ended with an earlier run of the gateway; those of now are there after a scrape.
+        scraped = found.query(f"min(timestamp(up)) > {sent:.0f}")
+        return models == wanted and bool(scraped) and all(found.query(name) for name in rates)
 
     assert until(is_recorded, RECORDED_SECONDS) is not None, f"not all is recorded of {wanted}"
     return found
