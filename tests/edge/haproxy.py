@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-# "At once" on a machine that may be stopped for a moment: a request that is not refused waits a minute for its place.
-AT_ONCE_SECONDS = 5.0
-
 TEMPLATES = PROJECT / "roles" / "edge" / "templates"
 MODELS = ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini")
 

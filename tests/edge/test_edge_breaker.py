@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edge.backends import PARTS
-from edge.haproxy import AT_ONCE_SECONDS, KEY, LOOPBACK, MODELS, SERVER, TRUSTED, Answer, Edge, ask, make_edge, until, write_key
+from edge.haproxy import KEY, LOOPBACK, MODELS, SERVER, TRUSTED, Answer, Edge, ask, make_edge, until, write_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,7 @@ def test_a_model_that_refuses_is_found_and_taken_back(edge: Edge) -> None:
     for port, source, address in ((edge.upstream_ports[MODEL], LOOPBACK, LOOPBACK), (edge.api_ports[MODEL], TRUSTED, SERVER)):
         start = time.monotonic()
         answer = ask(port, "/v1/chat/completions", method="POST", body=CHAT, source=source, address=address)
-        assert time.monotonic() - start < AT_ONCE_SECONDS
+        assert time.monotonic() - start < 0.5, "at once"
         assert (answer.status, answer.error["code"]) == (503, "model_unavailable")
         assert MODEL in answer.error["message"]
         assert int(answer.headers["retry-after"]) > 0
@@ -85,7 +85,7 @@ def test_the_first_request_to_a_model_that_has_just_died_fails_at_once(edge: Edg
     edge.models[MODEL].stop()
     start = time.monotonic()
     answer = upstream(edge)
-    assert time.monotonic() - start < AT_ONCE_SECONDS
+    assert time.monotonic() - start < 0.5, "at once"
     assert (answer.status, answer.error["code"]) == (503, "model_unavailable")
 
 
@@ -172,8 +172,8 @@ def test_a_breaker_that_opens_again_soon_stays_open_for_longer(hasty: Edge) -> N
         backend.generation_status = 200
         assert upstream(hasty).status == 200
     # 2, 4 and 4 seconds, the longest that is allowed; the clock that counts them knows whole seconds only.
-    assert pauses[0] < min(pauses[1:])
-    assert pauses[2] < 6.5
+    assert pauses[0] < 2.5 < min(pauses[1:])
+    assert max(pauses) < 4.5
 
 
 def test_answers_that_are_no_failures_do_not_open_the_breaker(edge: Edge) -> None:
@@ -294,7 +294,7 @@ def test_more_than_may_wait_are_told_at_once_and_the_others_answered(edge: Edge)
         for port, source, address in ((edge.upstream_ports[MODEL], LOOPBACK, LOOPBACK), (edge.api_ports[MODEL], TRUSTED, SERVER)):
             start = time.monotonic()
             answer = ask(port, "/v1/completions", method="POST", body=CHAT, source=source, address=address)
-            assert time.monotonic() - start < AT_ONCE_SECONDS
+            assert time.monotonic() - start < 0.5, "at once"
             assert (answer.status, answer.error["code"], answer.error["type"]) == (429, "model_overloaded", "server_error")
             assert answer.error["message"] == f"The model {MODEL} works on 2 requests and 8 wait for it."
             assert int(answer.headers["retry-after"]) > 0

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edge.haproxy import (
-    AT_ONCE_SECONDS,
     CLIENT_KEYS,
     LOOPBACK,
     MODELS,
@@ -214,7 +213,7 @@ def test_where_no_instance_is_left_the_answer_comes_at_once(hosts: Hosts) -> Non
     for instance in hosts.instances:
         instance.stop()
     until(lambda: hosts.state()["breaker"] == "open", what="both are left alone")
-    answer = hosts.ask(timeout=AT_ONCE_SECONDS)
+    answer = hosts.ask(timeout=1)
     assert (answer.status, answer.error["code"]) == (503, "model_unavailable")
     assert int(answer.headers["retry-after"]) > 0
     health = hosts.gateway.health()

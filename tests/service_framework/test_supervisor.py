@@ -153,7 +153,7 @@ def test_what_systemd_tells_the_main_process_stays_with_it(ready: Mock) -> None:
 
 @pytest.mark.parametrize("when", ["starting", "ready"])
 @pytest.mark.parametrize("title", ["VLLM::Worker", "VLLM::EngineCore", sys.executable])
-def test_a_process_that_is_killed_ends_the_unit_soon(mock: Mock, title: str, when: str) -> None:
+def test_a_process_that_is_killed_ends_the_unit_within_five_seconds(mock: Mock, title: str, when: str) -> None:
     mock.order(**READY, health=503 if when == "starting" else 200)
     if when == "starting":
         mock.until_status("starting the workers since ")
@@ -163,7 +163,7 @@ def test_a_process_that_is_killed_ends_the_unit_soon(mock: Mock, title: str, whe
     mock.supervised.kill(title, signal.SIGKILL)
     killed = mock.supervised.seconds
     assert mock.supervised.until_ended() == 1
-    assert mock.supervised.seconds - killed < 10, "five, and the machine may be stopped for a moment"
+    assert mock.supervised.seconds - killed < 5
     assert mock.supervised.status.startswith("failed at ")
     doing = "generating" if when == "ready" else "starting the workers"
     assert f" while {doing}: {'its main process was killed by SIGKILL' if title == sys.executable else title}" in mock.supervised.status
@@ -273,7 +273,7 @@ def test_a_worker_that_is_stopped_is_found_and_named_long_before_a_step_is_too_l
         mock.order(running=1, completions=0)
         mock.supervised.processes()
         mock.supervised.kill("VLLM::Worker", signal.SIGSTOP)
-        hung(mock)
+        assert hung(mock) < 4, "not as long as a step may take"
         assert "requests running: 1; its workers asleep" in mock.supervised.status
         assert "VLLM::Worker: state T" in mock.supervised.written()
 
@@ -362,7 +362,7 @@ def test_a_drain_is_bounded(tmp_path: Path) -> None:
         mock.supervised.process.send_signal(signal.SIGINT)
         began = mock.supervised.seconds
         assert mock.supervised.until_ended() == 0
-        assert 6 <= mock.supervised.seconds - began < 30, "the drain and five seconds, not what the service would take"
+        assert 6 <= mock.supervised.seconds - began < 9, "the drain and five seconds"
         assert "mock was killed" in mock.supervised.written()
         mock.supervised.until(lambda: mock.supervised.processes() == [], what="nothing is left")
 
@@ -398,7 +398,7 @@ def test_the_wait_is_twice_as_long_after_each_failure_in_a_row_and_bounded_and_a
     assert not any(message.startswith("STATUS=waiting ") for _, message in said[0])
     for messages, seconds in zip(said[1:], (1, 2, 3, 3), strict=True):
         assert any(message.startswith(f"STATUS=waiting {seconds} s after ") for _, message in messages)
-        assert seconds_waited(messages) > seconds / 2, "the test may hear late of its beginning"
+        assert seconds_waited(messages) > seconds - 0.5, "half a second for the test to hear of it"
     waiting = next(message for _, message in said[2] if "waiting" in message)
     assert waiting.startswith("STATUS=waiting 2 s after 2 failures in a row; the last: failed at ")
     assert waiting.endswith(" while starting the API server: its main process ended with status 1")

@@ -230,7 +230,7 @@ def test_a_stop_lets_what_is_running_finish_and_refuses_nothing_before_the_edge_
     nothing_is_left(vllm)
 
 
-def test_a_worker_that_dies_while_it_starts_fails_the_start_soon(vllm: Vllm) -> None:
+def test_a_worker_that_dies_while_it_starts_fails_the_start_within_five_seconds(vllm: Vllm) -> None:
     vllm.supervised.until(
         lambda: any(status.startswith("starting the workers") for status in vllm.supervised.statuses),
         seconds=START_SECONDS,
@@ -240,7 +240,7 @@ def test_a_worker_that_dies_while_it_starts_fails_the_start_soon(vllm: Vllm) -> 
     vllm.supervised.kill("VLLM::Worker", signal.SIGKILL)
     killed = vllm.supervised.seconds
     assert vllm.supervised.until_ended() == 1
-    assert vllm.supervised.seconds - killed < 10, "five, and the machine may be stopped for a moment"
+    assert vllm.supervised.seconds - killed < 5
     assert " while starting the workers: VLLM::Worker (process " in vllm.supervised.status
     assert not vllm.supervised.ready
     nothing_is_left(vllm)
