@@ -143,7 +143,7 @@ def hosts(chosen: dict[str, Any]) -> None:
     models, first = catalogue(4), 0.0
     for count in HOSTS:
         fleet = [planner(models, host_facts(4) | {"memory_bytes": (192 + number % 64) * GIB}, chosen) for number in range(count)]
-        taken = seconds(lambda fleet=fleet: [work() for work in fleet], rounds=3)  # type: ignore[misc]
+        taken = seconds(lambda fleet=fleet: [work() for work in fleet], rounds=3)
         first = first or taken / count
         print(f"{'fleet':>15}  {count:>5} hosts  {taken * 1000:>9.1f} ms  per host  {taken / count / first:>5.2f} x")
 

@@ -77,10 +77,10 @@ def main() -> int:
     longest = 0.0
     for name, body in bodies.items():
         demand = read_demand(body, chat=True, longest_token_characters=16)
-        measuring = milliseconds(lambda body=body: read_demand(body, chat=True, longest_token_characters=16))  # type: ignore[misc]
-        deciding = milliseconds(lambda demand=demand: decide(chosen_by, demand, named=None, state=state, permitted=None))  # type: ignore[misc]
+        measuring = milliseconds(lambda body=body: read_demand(body, chat=True, longest_token_characters=16))
+        deciding = milliseconds(lambda demand=demand: decide(chosen_by, demand, named=None, state=state, permitted=None))
         text = json.dumps(body)
-        reading = milliseconds(lambda text=text: json.loads(text))  # type: ignore[misc]
+        reading = milliseconds(lambda text=text: json.loads(text))
         both = measuring + deciding
         longest = max(longest, both)
         print(f"{name:>22}: measured in {measuring:6.3f} ms, decided in {deciding:6.3f} ms, {both / reading:6.2f} of the JSON")

@@ -70,7 +70,7 @@ def say(text: str) -> None:
 
 def run(*command: str | Path, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
     """Run a command, its output captured; on failure the LabError holds what it said."""
-    result = subprocess.run([str(part) for part in command], text=True, capture_output=True, check=False, **options)  # type: ignore[call-overload]
+    result = subprocess.run([str(part) for part in command], text=True, capture_output=True, check=False, **options)
     if check and result.returncode != 0:
         raise LabError(
             f"`{' '.join(str(part) for part in command)}` failed ({result.returncode}): {(result.stderr or result.stdout).strip()}"

@@ -16,8 +16,8 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT / "src"), str(CHECKOUT / "tests")]
 
-from rendering import render, role_defaults  # noqa: E402
-from unit.plan_examples import host_facts, production_plan  # noqa: E402
+from rendering import render, role_defaults  # noqa: E402 - the line above has to come first
+from unit.plan_examples import host_facts, production_plan  # noqa: E402 - the line above has to come first
 
 MEMORY_DIVISOR = 128
 CPUS = 2

@@ -266,6 +266,15 @@ class Edge:
             backend.chunks.release(30)
             backend.stop()
 
+    def connection(self, way: str, model: str) -> http.client.HTTPConnection:
+        """Prepare a connection of a client to the "gateway" or to the port of a "model", or of the gateway to the model ("upstream")."""
+        address, port, source = {
+            "gateway": (SERVER, self.gateway_port, TRUSTED),
+            "model": (SERVER, self.api_ports[model], TRUSTED),
+            "upstream": (LOOPBACK, self.upstream_ports[model], LOOPBACK),
+        }[way]
+        return http.client.HTTPConnection(address, port, source_address=(source, 0), timeout=10)
+
     def log(self) -> str:
         """Read what HAProxy has written so far."""
         path = self.directory / "log"

@@ -313,15 +313,10 @@ def queued(edge: Edge) -> int:
 @pytest.mark.parametrize("way", ["gateway", "model", "upstream"])
 def test_who_leaves_while_it_waits_gives_its_place_back_and_is_no_failure(edge: Edge, way: str) -> None:
     """A generation that nobody waits for ends when its connection does: vLLM and LiteLLM watch theirs."""
-    address, port, source = {
-        "gateway": (SERVER, edge.gateway_port, TRUSTED),
-        "model": (SERVER, edge.api_ports[MODEL], TRUSTED),
-        "upstream": (LOOPBACK, edge.upstream_ports[MODEL], LOOPBACK),
-    }[way]
     backend, name = (edge.gateway, "gateway") if way == "gateway" else (edge.models[MODEL], f"model_{MODEL}")
     backend.generation_gate.clear()
     try:
-        clients = [http.client.HTTPConnection(address, port, source_address=(source, 0), timeout=10) for _ in range(3)]
+        clients = [edge.connection(way, MODEL) for _ in range(3)]
         for client in clients:
             client.request("POST", "/v1/chat/completions", body=CHAT)
         until(

@@ -487,12 +487,7 @@ def test_prometheus_takes_no_other_method(edge: Edge) -> None:
 def test_every_part_of_a_stream_passes_before_the_next_is_made(edge: Edge, way: str) -> None:
     model = MODELS[2]
     backend = edge.gateway if way == "gateway" else edge.models[model]
-    address, port, source = {
-        "gateway": (SERVER, edge.gateway_port, TRUSTED),
-        "model": (SERVER, edge.api_ports[model], TRUSTED),
-        "upstream": (LOOPBACK, edge.upstream_ports[model], LOOPBACK),
-    }[way]
-    connection = http.client.HTTPConnection(address, port, source_address=(source, 0), timeout=10)
+    connection = edge.connection(way, model)
     connection.request("POST", "/v1/chat/completions", body=b'{"stream": true}')
     response = connection.getresponse()
     assert response.getheader("content-type") == "text/event-stream"

@@ -260,4 +260,4 @@ def test_rules_that_make_no_sense_stop_the_start(tmp_path: Path, changes: dict[s
 
 def test_what_is_read_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        rules(tmp_path).retry_after_seconds = 7  # type: ignore[misc]
+        rules(tmp_path).retry_after_seconds = 7

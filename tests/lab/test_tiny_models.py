@@ -231,7 +231,7 @@ def test_the_returned_figures_are_those_of_the_files(folder: Path, model: tiny_m
 def test_with_the_real_sizes_the_figures_are_the_published_ones(
     index: int, sizes: dict[str, int], linear_parameters: int, other_parameters: int
 ) -> None:
-    real = replace(tiny_models.MODELS[index], layers=32, **sizes)  # type: ignore[arg-type]
+    real = replace(tiny_models.MODELS[index], layers=32, **sizes)
     assert (real.linear_parameters, real.other_parameters) == (linear_parameters, other_parameters)
 
 

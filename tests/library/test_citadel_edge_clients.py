@@ -29,15 +29,15 @@ class Clients:
         self.keys = edge.directory / "client-keys.map"
         self.limits = edge.directory / "client-requests-per-minute.map"
 
-    def call(self, *, check: bool = False, keys: Path | None = None, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+    def call(self, *, check: bool = False, keys: Path | None = None, **arguments: object) -> dict[str, Any]:
         """Run the module; what it returned."""
         given = {"keys_file": str(keys or self.keys), "maps": [str(self.limits)], "socket": str(self.edge.directory / "stats")}
         return run_module("citadel_edge_clients", check=check, **given | arguments)
 
-    def add(self, name: str, key: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+    def add(self, name: str, key: str, **arguments: object) -> dict[str, Any]:
         return self.call(state="present", name=name, key_sha256=digest(key), **arguments)
 
-    def revoke(self, name: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+    def revoke(self, name: str, **arguments: object) -> dict[str, Any]:
         return self.call(state="absent", name=name, **arguments)
 
     def status(self, key: str) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAMES = ["192.168.10.29", "2001:db8::29", "hx-llm-server-01"]
 
 
-def have(folder: Path, *, check: bool = False, names: list[str] = NAMES, **arguments: Any) -> list[str]:  # noqa: ANN401
+def have(folder: Path, *, check: bool = False, names: list[str] = NAMES, **arguments: object) -> list[str]:
     """Run the module; its reasons for what it made."""
     answer = run_module("citadel_local_certificate", check=check, folder=str(folder), names=names, **arguments)
     assert answer["changed"] == bool(answer["reasons"])

@@ -62,6 +62,7 @@ def the_rest_lives(host: Host) -> Iterator[None]:
     yield
     assert host.check_output(look) == before
     assert host.run("pgrep --list-full --uid agent0").stdout == ""
+    # Without any service there is no slice to look into.
     assert host.check_output("find /sys/fs/cgroup/citadel.slice -name 'citadel-llm@*' 2> /dev/null || true") == ""
 
 

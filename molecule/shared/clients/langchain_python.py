@@ -34,7 +34,7 @@ def streams() -> str:
 
 
 def completes() -> str:
-    text = OpenAI(base_url=BASE_URL, api_key=KEY, max_retries=0, model=MODELS[0], max_tokens=4).invoke("once upon a time")  # type: ignore[arg-type]
+    text = OpenAI(base_url=BASE_URL, api_key=KEY, max_retries=0, model=MODELS[0], max_tokens=4).invoke("once upon a time")
     assert text
     return text
 
@@ -42,7 +42,7 @@ def completes() -> str:
 def structures() -> str:
     answer = chat(max_tokens=ANSWER_TOKENS, temperature=0).with_structured_output(PLACE, method="json_schema").invoke(HELLO)
     assert isinstance(answer, dict)
-    assert answer.keys() == SCHEMA["properties"].keys()  # type: ignore[attr-defined]
+    assert answer.keys() == SCHEMA["properties"].keys()
     return json.dumps(answer)
 
 
@@ -72,7 +72,7 @@ def says_what_is_too_long() -> str:
 
 
 def says_that_nobody_embeds() -> str:
-    embeddings = OpenAIEmbeddings(base_url=BASE_URL, api_key=KEY, max_retries=0, check_embedding_ctx_length=False)  # type: ignore[arg-type]
+    embeddings = OpenAIEmbeddings(base_url=BASE_URL, api_key=KEY, max_retries=0, check_embedding_ctx_length=False)
     return str(raised(openai.NotFoundError, lambda: embeddings.embed_query("Hello")).message)
 
 

@@ -18,7 +18,7 @@ def lists_models() -> str:
 
 
 def chats(model: str | None) -> str:
-    answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=4)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=4)
     assert answer.model in MODELS
     assert model not in MODELS or answer.model == model
     assert answer.choices[0].message.content
@@ -54,7 +54,7 @@ class Place(BaseModel):
 
 def streams_with_the_helper() -> str:
     options = {"model": MODELS[0], "max_tokens": ANSWER_TOKENS, "temperature": 0, "stream_options": {"include_usage": True}}
-    with client.chat.completions.stream(messages=HELLO, response_format=Place, **options) as stream:  # type: ignore[arg-type]
+    with client.chat.completions.stream(messages=HELLO, response_format=Place, **options) as stream:
         for _ in stream:
             pass
         answer = stream.get_final_completion()
@@ -80,7 +80,7 @@ def streams_a_completion() -> str:
 
 
 def matches(document: object) -> bool:
-    return isinstance(document, dict) and document.keys() == SCHEMA["properties"].keys() and isinstance(document["warm"], bool)  # type: ignore[attr-defined]
+    return isinstance(document, dict) and document.keys() == SCHEMA["properties"].keys() and isinstance(document["warm"], bool)
 
 
 def structures() -> str:

@@ -54,11 +54,11 @@ def _counts_as() -> str:
 values.ValueClass = values.MultiProcessValue(process_identifier=_counts_as)
 
 from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER  # noqa: E402 - see above
-from litellm.proxy import proxy_server  # noqa: E402
-from litellm.proxy.proxy_server import app as litellm_app  # noqa: E402
+from litellm.proxy import proxy_server  # noqa: E402 - see above
+from litellm.proxy.proxy_server import app as litellm_app  # noqa: E402 - see above
 
-from citadel_model_list import ModelList, described_by  # noqa: E402
-from citadel_request_form import FormCheck  # noqa: E402
+from citadel_model_list import ModelList, described_by  # noqa: E402 - see above
+from citadel_request_form import FormCheck  # noqa: E402 - see above
 
 # LiteLLM counts what it has seen. The values of the label are ours: nothing that a client sends can make a series of its own.
 _MALFORMED: Final = Counter("citadel_gateway_malformed_requests", "Requests that were refused before LiteLLM saw them.", ["code"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from citadel_request_form import Application, Receive, Send
 
 _PATH: Final = "/v1/models"
 _TOLD: Final = ("modes", "specialisation", "description")
@@ -21,15 +20,15 @@ class ModelList:
     def __init__(self, app: Application, described: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
         self._app, self._described = app, described
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Hold an answer of 200 back until it is whole."""
         if scope["type"] != "http" or (scope["method"], scope["path"]) != ("GET", _PATH):
             await self._app(scope, receive, send)
             return
-        start: Message | None = None
+        start: dict[str, Any] | None = None
         body = b""
 
-        async def send_described(message: Message) -> None:
+        async def send_described(message: dict[str, Any]) -> None:
             nonlocal start, body
             if message["type"] == "http.response.start" and message["status"] == 200:
                 start = message

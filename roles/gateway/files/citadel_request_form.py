@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeGuard
 
 from citadel_answers import Refusal
 from citadel_routing import leaves_choice_open
@@ -41,52 +41,52 @@ class Form:
     holds: Callable[[Any], bool]
 
 
-def _is_number(value: Any) -> bool:  # noqa: ANN401  # what a client sends is of any type
+def _is_number(value: object) -> TypeGuard[float]:
     # A bool is an int to Python alone. What no 64 bits hold, infinity included, no model reads.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _BEYOND_64_BITS
 
 
-def _is_whole(value: Any) -> bool:  # noqa: ANN401
+def _is_whole(value: object) -> TypeGuard[float]:
     return _is_number(value) and value == int(value)
 
 
-def _is_text(value: Any) -> bool:  # noqa: ANN401
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_object(value: Any) -> bool:  # noqa: ANN401
+def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict)
 
 
-def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:  # noqa: ANN401
+def _is_list(value: object, holds: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(map(holds, value))
 
 
-def _is_message(message: Any) -> bool:  # noqa: ANN401
+def _is_message(message: object) -> bool:
     if not (_is_object(message) and message.get("role") in _ROLES):
         return False
     content, calls = message.get("content"), message.get("tool_calls")
     return (content is None or _is_text(content) or _is_list(content, _is_part)) and (calls is None or _is_list(calls, _is_object))
 
 
-def _is_part(part: Any) -> bool:  # noqa: ANN401
+def _is_part(part: object) -> bool:
     return _is_object(part) and part.get("type") in _PARTS
 
 
-def _is_prompt(value: Any) -> bool:  # noqa: ANN401
+def _is_prompt(value: object) -> bool:
     """Whether all of it is of one kind: a text, texts, tokens, or lists of tokens."""
     return _is_text(value) or (value != [] and (_is_list(value, _is_text) or _is_list(value, _is_token) or _is_list(value, _is_tokens)))
 
 
-def _is_tokens(value: Any) -> bool:  # noqa: ANN401
+def _is_tokens(value: object) -> bool:
     return value != [] and _is_list(value, _is_token)
 
 
-def _is_token(value: Any) -> bool:  # noqa: ANN401
+def _is_token(value: object) -> bool:
     return isinstance(value, int) and _is_number(value)
 
 
-def _is_tool(tool: Any) -> bool:  # noqa: ANN401
+def _is_tool(tool: object) -> bool:
     function: Any = tool.get("function") if _is_object(tool) and tool.get("type") == "function" else None
     return _is_object(function) and _is_text(function.get("name"))
 
@@ -99,7 +99,7 @@ def _whole(least: int) -> Form:
     return Form(f"a whole number of at least {least}", lambda value: _is_whole(value) and value >= least)
 
 
-def _is_bias(value: Any) -> bool:  # noqa: ANN401
+def _is_bias(value: object) -> bool:
     return _is_object(value) and all(key.isdecimal() for key in value) and all(map(_number(-100, 100).holds, value.values()))
 
 

@@ -29,7 +29,7 @@ PLAY = """
       loop: "{{ cases }}"
       loop_control:
         label: ""
-      ignore_errors: true
+      ignore_errors: true  # the refusals are what is looked at
       register: outcomes
 
     - name: Write what came out
