@@ -211,11 +211,9 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
             refusal = refusal_after(course, self._rules)
             if refusal is None:
                 return None
-            # Of a stream LiteLLM takes not what is returned here, but the words of the exception, and logs them: a model's own stay as they
-            # are.
-            if not refusal.quoted:
-                for name, value in {"message": refusal.message, "type": refusal.kind, "param": refusal.param}.items():
-                    setattr(original_exception, name, value)
+            # Of completions and streams LiteLLM takes not what is returned here, but the words of the exception.
+            for name, value in {"message": refusal.message, "type": refusal.kind, "param": refusal.param}.items():
+                setattr(original_exception, name, value)
             return RefusalError(refusal)
         # LiteLLM has decided about the key: whom it lets in has a role here.
         came_in = getattr(user_api_key_dict, "user_role", None) is not None
@@ -253,12 +251,14 @@ class GatewayHook(CustomLogger):  # type: ignore[misc]  # LiteLLM is typed, but 
 class QuotationFilter(logging.Filter):
     """Cuts what a model server answered or a client wrote out of a log record.
 
-    An exception that carries an HTTP status is an answer and not a fault in the program: its traceback repeats the answer and says
-    nothing else, in 5 kB that anybody could have written by sending nonsense. The router's report of a model that the hook passed over
-    is dropped: the proxy reports the refusal itself.
+    An exception that carries an HTTP status is an answer and not a fault in the program: its words are a model's, its traceback repeats
+    them and says nothing else, in 5 kB that anybody could have written by sending nonsense. The router's report of a model that the hook
+    passed over is dropped: the proxy reports the refusal itself.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_without_words(value) for value in record.args)
         message = record.getMessage()
         if _NOT_ASKED in message:
             return False
@@ -266,6 +266,13 @@ class QuotationFilter(logging.Filter):
         if record.exc_info and hasattr(record.exc_info[1], "status_code"):
             record.exc_info = record.exc_text = None
         return True
+
+
+def _without_words(value: object) -> object:
+    """Replace an exception that is a model's answer by what it is and its status; of the hook's own, what it says is no model's."""
+    if isinstance(value, Exception) and not isinstance(value, RefusalError) and hasattr(value, "status_code"):
+        return f"{type(value).__name__}, status {value.status_code} (the words of an answer are not logged)"
+    return value
 
 
 def _is_no_leftover_client(record: logging.LogRecord) -> bool:
@@ -286,16 +293,30 @@ def _note(course: Course, exception: Exception) -> None:
     """Take what matters out of an exception of LiteLLM's. A model that the hook itself passed over has not failed."""
     if isinstance(exception, RequestRefused) or not course.asked:
         return
+    answer = _answer(exception)
     response = getattr(exception, "response", None)
     headers = getattr(response, "headers", None) or getattr(exception, "litellm_response_headers", None) or {}
     note_failure(
         course,
         model=course.asked[-1],
         status=getattr(exception, "status_code", None),
-        message=str(exception),
+        message=answer["message"],
         retry_after=headers.get("retry-after"),
-        param=getattr(exception, "param", None),
+        param=answer.get("param"),
     )
+
+
+def _answer(exception: Exception) -> Mapping[str, Any]:
+    """Give a model's own `message` and `param`, or LiteLLM's where nobody has kept them: of a completion only the first exception has."""
+    status = getattr(exception, "status_code", None)
+    link: BaseException | None = exception
+    # What came before with another status is another model's answer.
+    while link is not None and getattr(link, "status_code", None) == status:
+        body = getattr(link, "body", None)
+        if isinstance(body, dict) and isinstance(body.get("message"), str):
+            return body
+        link = link.__context__
+    return {"message": str(exception), "param": getattr(exception, "param", None)}
 
 
 def _has_openai_s_form(piece: Any, *, asked_for_usage: bool) -> bool:  # noqa: ANN401  # LiteLLM's pieces of chats and of completions
@@ -340,7 +361,8 @@ def _ask_for_stream_usage(data: dict[str, Any]) -> None:
 
 
 for _name in _LITELLM_LOGGERS:
-    logging.getLogger(_name).addFilter(QuotationFilter())
+    # Before LiteLLM's own, which leave no exception to be seen but its text.
+    logging.getLogger(_name).filters.insert(0, QuotationFilter())
 
 # LiteLLM makes a client of its own for each text completion and leaves it to Python to close it, which aiohttp calls an error, twice
 # per request.
