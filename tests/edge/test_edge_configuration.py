@@ -64,6 +64,18 @@ INVENTORIES = {
         "edge_keyless_concurrent_requests": 0,
     },
     "tls": {"edge_tls": "local_ca", "edge_tls_names": ["llm.example.org"]},
+    "two hosts, IPv6": {
+        "edge_server_addresses": ["2001:db8::a:29"],
+        "edge_shared_models": [
+            {
+                "name": "openchat-3.5",
+                "upstream_port": 31401,
+                "max_waiting": 64,
+                "instances": [{"host": "hx-llm-server-02", "address": "2001:db8::a:30", "port": 11401, "places": 8, "weight": 8}],
+            }
+        ],
+        "edge_nodes": [{"name": "hx-llm-server-02", "address": "2001:db8::a:30", "key_sha256s": ["0" * 64]}],
+    },
     "one model": {
         "edge_services": PRODUCTION["edge_services"][:1],
         "edge_api_ports": PRODUCTION["edge_api_ports"][:1],
@@ -74,7 +86,9 @@ INVENTORIES = {
 
 @pytest.mark.parametrize("inventory", INVENTORIES)
 def test_haproxy_accepts_it_without_a_warning(tmp_path: Path, inventory: str) -> None:
-    configuration = write_configuration(tmp_path, PRODUCTION | INVENTORIES[inventory])
+    key = tmp_path / "node.key"
+    key.write_text("CITADEL_NODE_KEY key\n", encoding="utf-8")
+    configuration = write_configuration(tmp_path, PRODUCTION | INVENTORIES[inventory] | {"edge_node_key_file": str(key)})
     if "edge_tls" in INVENTORIES[inventory]:
         (tmp_path / "tls").mkdir()
         run_module("citadel_local_certificate", folder=str(tmp_path / "tls"), names=["192.168.10.29"])
@@ -173,6 +187,7 @@ REFUSED = {
             "one model that is no list": {"x": {"models": "hermes-2 "}},
         }.items()
     },
+    "more outside than there are": ({"edge_frontend_max_connections": 2000}, "edge_frontend_max_connections is 2000"),
     "a certificate without a key": (
         {"edge_tls": "files", "edge_tls_certificate_file": "/a.pem"},
         'edge_tls is files, edge_tls_certificate_file "/a.pem" and edge_tls_key_file ""',
@@ -243,10 +258,13 @@ def test_a_certificate_that_is_given_is_deployed_with_its_key_and_neither_is_sho
     assert server.read_bytes() == kept, "what does not belong together takes nobody's place"
 
 
-def test_a_certificate_that_has_ended_is_refused(tmp_path: Path) -> None:
+def test_a_certificate_that_has_ended_is_refused_and_takes_nobodys_place(tmp_path: Path) -> None:
     files = write_certificate(tmp_path)
+    assert deploy_certificate(tmp_path, edge_tls="files", **files)[0] == 2
+    kept = (tmp_path / "tls" / "server.pem").read_bytes()
     sign = ["x509", "-in", files["edge_tls_certificate_file"], "-signkey", files["edge_tls_key_file"], "-days", "-1"]
     subprocess.run([tool("openssl"), *sign, "-out", str(tmp_path / "ended.pem")], capture_output=True, check=True, timeout=30)
     changed, shown = deploy_certificate(tmp_path, edge_tls="files", **files | {"edge_tls_certificate_file": str(tmp_path / "ended.pem")})
     assert changed == -1
     assert "ended.pem has ended (notAfter=" in " ".join(shown.split())
+    assert (tmp_path / "tls" / "server.pem").read_bytes() == kept

@@ -119,7 +119,7 @@ def test_a_key_is_in_force_on_all_hosts_until_it_is_revoked(hosts: Hosts) -> Non
     assert "app-1 lost a key" in shown
     assert fingerprint not in "".join(hosts.contents())
     assert hosts.statuses(key) == [401, 401]
-    assert changed(hosts.run(keys_revoke="app-1")) == 0
+    assert "No host has a key of app-1: nothing was revoked now." in " ".join(hosts.run(keys_revoke="app-1", rc=2).split())
     assert [edge.log().count("forked") for edge in hosts.edges] == processes, "nothing was reloaded"
     for edge in hosts.edges:
         edge.reload()
@@ -160,6 +160,16 @@ def test_limits_come_into_force_with_the_key_and_without_a_reload(hosts: Hosts) 
     assert re.findall(KEY, shown) == []
     assert "app-9" not in "".join(hosts.contents())
     assert ask(edge.api_ports[MODELS[1]], "/v1/models", source=STRANGER, headers=headers).status == 429
+
+
+@pytest.mark.parametrize(
+    "limits", [{"model": ["phi-3-mini"]}, {"models": []}, {"requests_per_minute": "60/min"}, {"concurrent_requests": 1.5}], ids=str
+)
+def test_limits_that_are_none_are_refused_before_anything_is_written(hosts: Hosts, limits: dict[str, object]) -> None:
+    """HAProxy would not start from such a file, or let the client do anything."""
+    maps = [{file.name: file.read_text() for file in edge.directory.glob("client-*.map")} for edge in hosts.edges]
+    assert "edge_client_limits is" in hosts.run(rc=2, keys_add="app-10", edge_client_limits={"app-10": limits})
+    assert [{file.name: file.read_text() for file in edge.directory.glob("client-*.map")} for edge in hosts.edges] == maps
 
 
 @pytest.mark.parametrize(
