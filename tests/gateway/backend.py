@@ -10,6 +10,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
@@ -35,12 +36,13 @@ class Backend:
     """A model server named `name` on a free loopback port; use it as a context manager.
 
     `refusal` is None for a normal answer, or (HTTP status, error message) to answer every request with that error. Where there is a
-    `gate`, a stream stops after its first word until the gate is set.
+    `gate`, a stream stops after its first word until the gate is set; before each further word it pauses.
     """
 
     name: str
     refusal: tuple[int, str] | None = None
     gate: threading.Event | None = None
+    pause_seconds: float = 0.0
     received: list[Received] = field(default_factory=list)
     connections: list[socket.socket] = field(default_factory=list)
 
@@ -69,6 +71,7 @@ class Backend:
     def forget(self) -> None:
         """Answer normally again and forget every request so far."""
         self.refusal = None
+        self.pause_seconds = 0.0
         self.received.clear()
 
     def _start(self, port: int) -> None:
@@ -151,7 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(lines[0])
         if self.owner.gate is not None:
             self.owner.gate.wait(timeout=60)
-        self.wfile.write(b"".join(lines[1:]))
+        with contextlib.suppress(BrokenPipeError):  # the gateway may have hung up
+            for line in lines[1:]:
+                time.sleep(self.owner.pause_seconds)
+                self.wfile.write(line)
 
     def _send_json(self, status: int, document: dict[str, Any]) -> None:
         payload = json.dumps(document).encode()

@@ -14,6 +14,7 @@ from gateway.metrics import total
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from gateway.harness import Response
 
@@ -246,6 +247,18 @@ def test_an_error_tells_a_client_nothing_of_the_inside(gateway: Gateway, backend
     answer = gateway.post(CHAT, request(CHAT, model="openchat-3.5"))
     assert answer.status == 503
     assert not [word for word in ("Traceback", "127.0.0.1", "hermes-2", "allback") if word in answer.text]
+
+
+def test_a_stream_takes_no_longer_than_an_answer_may(backends: dict[str, Backend], tmp_path: Path) -> None:
+    """However steadily its words come."""
+    backends["phi-3-mini"].pause_seconds = 2
+    with Gateway(tmp_path, [upstream(backends["phi-3-mini"])], {"gateway_request_timeout_seconds": 3}) as gateway:
+        began = time.monotonic()
+        text = gateway.post(CHAT, request(CHAT, model="phi-3-mini", stream=True)).text
+    assert "Four " in text
+    assert "gateway." not in text
+    assert '"error"' in text
+    assert time.monotonic() - began < len(ANSWER.split(" ")) * backends["phi-3-mini"].pause_seconds + 2
 
 
 @pytest.mark.parametrize(("path", "named"), list(itertools.product([CHAT, TEXT], [{}, {"model": "mixtral-8x7b"}])))
