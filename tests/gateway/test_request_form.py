@@ -92,6 +92,8 @@ NO_JSON = {
     "with a byte order mark": b"\xef\xbb\xbf{}",
     "NaN": b'{"temperature": NaN}',
     "Infinity": b'{"temperature": -Infinity}',
+    "a number that no float holds": b'{"min_p": 1e999}',
+    "half of a character": b'{"stop": ["\\ud83d"]}',
     "nested too deeply": b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "a number too long to read": b'{"seed": ' + b"9" * 5_000 + b"}",
 }

@@ -66,8 +66,35 @@ FAULTS = {
     "not UTF-8": (b'{"prompt": "\xff"}', None),
     "UTF-16": (json.dumps(TEXT).encode("utf-16"), None),
     "nested too deeply": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
+    "half of a character": (b'{"prompt": "x", "stop": ["\\ud83d"]}', None),
     "structured outputs that are no object": (json.dumps(TEXT | {"structured_outputs": "x"}).encode(), "structured_outputs"),
 }
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter"),
+    [
+        ({"prompt": ["x"] * 9}, "prompt"),
+        ({"prompt": ["x"] * 3, "n": 3}, "prompt"),
+        ({"prompt": [[1, 2]] * 9}, "prompt"),
+        ({"n": 9}, "n"),
+        ({"n": 9, "use_beam_search": True}, "n"),
+    ],
+    ids=str,
+)
+def test_more_answers_at_once_than_there_are_places_are_refused(fields: dict[str, Any], parameter: str) -> None:
+    message, named = fault_of(json.dumps(TEXT | fields).encode(), places=8) or ("", None)
+    assert "9 answers are asked for at once, but this model works on 8 at a time" in message
+    assert named == parameter
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"prompt": ["x"] * 8}, {"prompt": ["x"] * 4, "n": 2}, {"prompt": list(range(100))}, {"prompt": []}, {"n": "9"}, {"n": None}],
+    ids=str,
+)
+def test_as_many_answers_as_there_are_places_are_not(fields: dict[str, Any]) -> None:
+    assert fault_of(json.dumps(TEXT | fields).encode(), places=8) is None
 
 
 @pytest.mark.parametrize("case", FAULTS)
@@ -80,7 +107,9 @@ def test_what_vllm_cannot_read_is_refused(middleware: type[UnreadableRefused], c
     assert set(error) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"structured_outputs": null}', b'{"structured_outputs": {"regex": "("}}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"prompt": "\\ud83d\\ude00"}', b"[]", b'{"structured_outputs": null}', b'{"structured_outputs": {"regex": "("}}']
+)
 def test_what_vllm_has_an_answer_for_is_its_own(body: bytes) -> None:
     assert fault_of(body) is None
 

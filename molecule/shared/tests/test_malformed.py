@@ -68,6 +68,10 @@ CASES = {
     "not UTF-8": Case(body=b'{"model": "MODEL", "messages": [{"role": "user", "content": "\xff\xfe"}]}'),
     "NaN": Case(body=b'{"model": "MODEL", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}'),
     "more than a number": Case(body=b'{"model": "MODEL", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}'),
+    "more than a number that only a model knows": Case(
+        body=b'{"model": "MODEL", "messages": [{"role": "user", "content": "x"}], "min_p": 1e999}'
+    ),
+    "half of a character": Case(body=b'{"model": "MODEL", "messages": [{"role": "user", "content": "x"}], "stop": ["\\ud83d"]}'),
     "a key twice": Case(body=b'{"model": "MODEL", "messages": [{"role": "user", "content": "x"}], "messages": "x"}'),
     "nested deeply": Case(body=b'{"model": "MODEL", "messages": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"),
     "plain text": Case(headers={"Content-Type": "text/plain"}),
@@ -122,6 +126,7 @@ CASES = {
     "a stream with a fault": Case({"stream": True, "temperature": 5}),
     "too long": message("x y " * 60_000),
     "no prompt": text(prompt=...),
+    "prompts: 1000": text(prompt=["x"] * 1000),
     "prompt: an object": text(prompt={"text": "x"}),
     "prompt: mixed": text(prompt=["x", 5]),
     "prompt: no tokens of this model": text(prompt=[99_999_999]),

@@ -9,6 +9,7 @@ schema, a prompt's length) only the model knows; it says so in its own words.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeGuard
 
@@ -221,7 +222,10 @@ def _parse(content_type: str, payload: bytes) -> dict[str, Any] | Refusal:
         message = f"The body must be JSON, announced by the header Content-Type: {_JSON}."
         return _refusal("unsupported_content_type", message, status=_UNSUPPORTED_MEDIA_TYPE)
     try:
-        body = json.loads(payload.decode(), parse_constant=_no_number)
+        body = json.loads(payload.decode(), parse_constant=_no_number, parse_float=_finite)
+        if b"\\u" in payload:
+            # JSON can name half of a pair, as programs write it that cut a text within an emoji.
+            json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         return _refusal("invalid_json", f"The body is not JSON: {_fault(error)}.")
     return body if isinstance(body, dict) else _refusal("invalid_type", "The body must be a JSON object.")
@@ -249,12 +253,19 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number("a number that 64 bits cannot hold")
+
+
 def _fault(error: ValueError | RecursionError) -> str:
     """Say what is wrong without quoting the body."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
+    if isinstance(error, UnicodeEncodeError):
+        return "a text has half of a character, a surrogate (\\ud800 to \\udfff) without its other one"
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.pos}"
     return str(error)

@@ -1,7 +1,9 @@
 """Requests that vLLM is kept from, each answered with a 400 in OpenAI's shape. vLLM has no options for that, and loads this as middleware.
 
-* What it cannot read and answers with a 500, or with an error of another shape: a body that is not UTF-8 or nested too deeply, and
-  structured outputs that are no object.
+* What it cannot read and answers with a 500, or with an error of another shape: a body that is not UTF-8 or nested too deeply, a text with
+  half of a character, and structured outputs that are no object.
+* Requests for more answers at once than the plan has places, by a list of prompts or `n`: the edge counts requests, so that one of these
+  would take the places of many who wait.
 * Requests for the log probabilities of a prompt, for which the plan has no memory unless it was told to. One such request takes a logit per
   token of a batch and word of the vocabulary, in several forms at once: a GiB for most models, beyond what vLLM sets aside for itself.
 """
@@ -9,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -24,8 +27,11 @@ _PROMPT_LOGPROBS: Final = (
 )
 
 
-def fault_of(body: bytes) -> tuple[str, str | None] | None:
-    """What is wrong with a body that vLLM has no good answer for, and with which parameter; None where it has one."""
+def fault_of(body: bytes, *, places: int | None = None) -> tuple[str, str | None] | None:
+    """What is wrong with a body that vLLM has no good answer for, and with which parameter; None where it has one.
+
+    `places`: how many answers may be asked for at once; None: as many as vLLM takes.
+    """
     try:
         request = json.loads(body.decode())
     except UnicodeDecodeError as error:
@@ -34,9 +40,39 @@ def fault_of(body: bytes) -> tuple[str, str | None] | None:
         return "The body is not JSON: it is nested too deeply.", None
     except ValueError:
         return None
-    if isinstance(request, dict) and not isinstance(request.get("structured_outputs", {}), (dict, type(None))):
+    if _has_half_a_character(body, request):
+        return "A text in the body has half of a character: a surrogate (\\ud800 to \\udfff) without its other one.", None
+    return _fault_of_fields(request, places) if isinstance(request, dict) else None
+
+
+def _fault_of_fields(request: dict[str, Any], places: int | None) -> tuple[str, str | None] | None:
+    if not isinstance(request.get("structured_outputs", {}), (dict, type(None))):
         return "'structured_outputs' must be an object.", "structured_outputs"
+    prompts, each = _prompts(request.get("prompt")), request.get("n")
+    answers = prompts * (each if isinstance(each, int) else 1)
+    if places is not None and answers > places:
+        limit = f"this model works on {places} at a time"
+        return (
+            f"{answers} answers are asked for at once, but {limit}: send fewer prompts, or a smaller n.",
+            "prompt" if prompts > 1 else "n",
+        )
     return None
+
+
+def _has_half_a_character(body: bytes, request: object) -> bool:
+    """Whether a text in it is no UTF-8: JSON can name half of a pair, as programs write it that cut a text within an emoji."""
+    if b"\\u" not in body:
+        return False
+    try:
+        json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _prompts(prompt: object) -> int:
+    """How many prompts a completion has: a list of numbers is one, in tokens."""
+    return len(prompt) if isinstance(prompt, list) and not all(isinstance(part, int) for part in prompt) else 1
 
 
 def asks_for_prompt_logprobs(body: bytes) -> bool:
@@ -61,6 +97,9 @@ class UnreadableRefused:
 
     def __init__(self, app: Application) -> None:
         self._app = app
+        # The plan's, as vLLM itself bounds `n` by it.
+        places = os.environ.get("VLLM_MAX_N_SEQUENCES")
+        self._places = None if places is None else int(places)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Look at the body of a POST, then let the application read it again."""
@@ -86,11 +125,11 @@ class UnreadableRefused:
         await self._app(scope, receive_again, send)
 
     def _fault(self, body: bytes) -> tuple[str, str | None] | None:
-        return fault_of(body)
+        return fault_of(body, places=self._places)
 
 
 class PromptLogprobsRefused(UnreadableRefused):
     """The same for a model whose plan has no memory for the log probabilities of prompts."""
 
     def _fault(self, body: bytes) -> tuple[str, str | None] | None:
-        return fault_of(body) or ((_PROMPT_LOGPROBS, "prompt_logprobs") if asks_for_prompt_logprobs(body) else None)
+        return super()._fault(body) or ((_PROMPT_LOGPROBS, "prompt_logprobs") if asks_for_prompt_logprobs(body) else None)
