@@ -193,13 +193,17 @@ def test_bad_input_is_refused_with_the_variable_and_its_value(tmp_path: Path) ->
             "nothing to watch": good | {"monitoring_model_targets": []},
             "two words": good | {"monitoring_systemd_units": "a b"},
             "no errors at all": good | {"monitoring_availability_objective_percent": 100},
+            "more than can burn": good | {"monitoring_latency_objective_percent": 90},
             "mail without a server": good | {"monitoring_email_to": ["a@example.org"]},
             "a name": good | {"monitoring_node_targets": [{"service": "node", "host": HOST, "address": "llm.example.org", "port": 9100}]},
         },
         tmp_path,
     )
-    assert set(said) == {"too slow", "nothing to watch", "two words", "no errors at all", "mail without a server", "a name"}
+    assert set(said) == {
+        "too slow", "nothing to watch", "two words", "no errors at all", "more than can burn", "mail without a server", "a name",
+    }  # fmt: skip
     assert "monitoring_availability_objective_percent is 100" in said["no errors at all"]
+    assert "monitoring_latency_objective_percent is 90" in said["more than can burn"]
     assert 'monitoring_email_server is ""' in said["mail without a server"]
     assert "llm.example.org is no IP address" in said["a name"]
     assert "monitoring_scrape_timeout_seconds is 16" in said["too slow"]

@@ -42,7 +42,7 @@ def amtool(*arguments: object) -> str:
 def test_amtool_accepts_it_and_sends_everything_to_the_one_receiver(tmp_path: Path, given: dict[str, Any]) -> None:
     file = tmp_path / "alertmanager.yml"
     file.write_text(rendered("alertmanager.yml.j2", **given), encoding="utf-8")
-    assert "5 inhibit rules" in amtool("check-config", file)
+    assert "6 inhibit rules" in amtool("check-config", file)
     for labels in (
         ["alertname=ModelDown", "severity=critical", "host=a", "model=m"],
         ["alertname=DiskFills", "severity=warning", "host=b"],

@@ -142,11 +142,11 @@ def test_thresholds_are_those_of_the_inventory(tmp_path: Path) -> None:
         name: value
         for name, value in DEFAULTS.items()
         if re.search(
-            r"_(model_down|generating|open|missing|loop|fills|memory)_seconds$|_percent$|_restarts$|_rounds$|_per_second$|_warning_days$",
+            r"_(model_down|edge_down|generating|open|missing|loop|fills|memory)_seconds$|_percent$|_restarts$|_rounds$|_per_second$|_warning_days$",
             name,
         )
     }
-    assert len(thresholds) == 16
+    assert len(thresholds) == 17
     before = "".join(file.read_text() for file in write_rules(tmp_path))
     for name, value in thresholds.items():
         after = "".join(file.read_text() for file in write_rules(tmp_path, **{name: value - 0.25}))

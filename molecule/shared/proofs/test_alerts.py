@@ -1,7 +1,7 @@
 """Alerts, live: a real fault, the seconds until its alert fires and until all is well again, and what a receiver is told.
 
-The faults are those of ../faults. Two of the times that rules wait are shortened, by their variables: by default a model may load for a
-quarter of an hour, and a restart is forgotten after one. The rows go to build/alerts.md and build/alerts.json.
+The faults are those of ../faults. Two of the times that rules wait are shortened, by their variables: by default a model may load for
+half an hour, and a restart is forgotten after a quarter. The rows go to build/alerts.md and build/alerts.json.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rows import keep_row
 from testinfra.host import Host
 
 NOT_GENERATING_SECONDS = 120
-RESTART_LOOP_SECONDS = 240
+RESTART_LOOP_SECONDS = 600
 GROUP_INTERVAL_SECONDS = 150
 FIRE_SECONDS = 600
 END_SECONDS = 1200
 WELL_SECONDS = 600
 ABSENT = "lab-absent"
 TARGETS = "/etc/prometheus/citadel"
-SILENT_WHERE_A_MODEL_IS_DOWN = {"BreakerOpen", "TargetMissing", "ModelNotGenerating"}
+SILENT_WHERE_A_MODEL_IS_DOWN = {"BreakerOpen", "ModelNotGenerating"}
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,13 @@ def test_a_host_without_models_is_one_notification_and_its_end_another(
     began = time.monotonic()
     try:
         # They follow from ModelDown and HostDown, and fire later than both.
+        follows = {(alert, name) for alert in SILENT_WHERE_A_MODEL_IS_DOWN for name in models}
         missing = {("TargetMissing", name) for name in models}
-        seconds = since(began, lambda: firing(prometheus) >= missing and firing(prometheus, ABSENT) >= missing, FIRE_SECONDS)
+        seconds = since(began, lambda: firing(prometheus) >= follows and firing(prometheus, ABSENT) >= missing, FIRE_SECONDS)
         assert seconds is not None, firing(prometheus)
+        assert not firing(prometheus) & missing, "what does not run need not be asked"
         assert {("HostDown", ""), ("TargetMissing", "node"), ("FiguresMissing", "")} <= firing(prometheus, ABSENT)
-        assert until(lambda: silenced(server) >= missing, FIRE_SECONDS) is not None, silenced(server)
+        assert until(lambda: silenced(server) >= follows, FIRE_SECONDS) is not None, silenced(server)
         notified = until(lambda: any(about("ModelDown", notification) for notification in receiver.notifications), FIRE_SECONDS)
         assert notified is not None, "nobody is told"
         kept_back = silenced(server)
@@ -218,9 +220,9 @@ def test_alert_fires_and_ends(server: Host, prometheus: Prometheus, live: Live) 
     live.inject(server, live.service)
     try:
         assert until(all_have_fired, FIRE_SECONDS) is not None, f"only {fired} of {expected}; {firing(prometheus)}"
-        # Nobody else is accused.
+        # Nobody else is accused. The first may have ended when the last fires.
         names = {name for name, _ in expected}
-        assert {(name, service) for name, service in firing(prometheus) - others if name in names} == expected
+        assert {(name, service) for name, service in firing(prometheus) - others if name in names} <= expected
     finally:
         mended = time.monotonic() if live.mend else began
         if live.mend:
