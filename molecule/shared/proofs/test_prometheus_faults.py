@@ -21,8 +21,8 @@ from testinfra.host import Host
 DATA = "/var/lib/prometheus/metrics2"
 ASIDE = "/var/lib/prometheus/set-aside"
 EVERY_SECONDS = 3.0
-BREAK_SECONDS = 120
-RECOVER_SECONDS = 120
+BREAK_SECONDS = 300
+RECOVER_SECONDS = 300
 LOOK_BACK_SECONDS = 3600
 KILL = "systemctl kill --signal=KILL prometheus"
 LAST_SEGMENT = f"segment=$(ls {DATA}/wal/[0-9]* | tail -n 1) && size=$(stat --format=%s $segment)"
@@ -34,7 +34,10 @@ SMALL_DISK = (
     f"systemctl stop prometheus && mount -t tmpfs -o size=32m,mode=0750 tmpfs {DATA} && chown prometheus:prometheus {DATA}"
     " && systemctl start prometheus"
 )
-NO_SMALL_DISK = f"systemctl stop prometheus; umount {DATA}; systemctl reset-failed prometheus; systemctl start prometheus"
+NO_SMALL_DISK = (
+    f"systemctl stop prometheus; for try in $(seq 60); do umount {DATA} && break; sleep 0.5; done; ! mountpoint --quiet {DATA}"
+    " && { systemctl reset-failed prometheus; systemctl start prometheus; }"
+)
 
 # A block of two hours three days ago, by Prometheus' own tool.
 MAKE_BLOCK = (
@@ -108,6 +111,7 @@ def test_serving_goes_on_and_prometheus_comes_back(server: Host, plan: dict[str,
     prometheus = Prometheus(plan["monitoring"]["prometheus_port"])
     names = [service["name"] for service in plan["services"]]
     assert until(lambda: health(port) == dict.fromkeys(names, "healthy"), RECOVER_SECONDS) is not None, health(port)
+    assert server.run(f"test -e {ASIDE}").rc != 0, "an earlier run has left something"
     started = time.time()
     with SteadyLoad([(port, name) for name in names], every_seconds=EVERY_SECONDS, seconds=900) as load:
         try:
@@ -136,7 +140,9 @@ def test_serving_goes_on_and_prometheus_comes_back(server: Host, plan: dict[str,
             server.check_output(fault.after)
         counts = [len(client.outcomes) + 1 for client in load.clients]
         until(lambda: all(len(client.outcomes) >= count for client, count in zip(load.clients, counts, strict=True)), RECOVER_SECONDS)
-    last, first = max(at for at in after if at <= broken), min(at for at in after if at > mended)
+    kept = [at for at in after if at <= broken]
+    assert kept, "nothing is left of what was measured before"
+    last, first = max(kept), min(at for at in after if at > mended)
     forgotten = {at for at in before if at < last} - set(after)
     outcomes = load.outcomes()
     failed = [outcome for outcome in outcomes if outcome.statuses != (200,)]
