@@ -32,15 +32,22 @@ TARGETS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+DROP_INS = ("prometheus", "prometheus-alertmanager", "prometheus-addresses")
+
+
 def variables(directory: Path, **changes: Any) -> dict[str, Any]:  # noqa: ANN401  # role variables are of any type
     """Gather what the templates see: the defaults, the playbook's part, and `changes`."""
     given = {"monitoring_host": HOST, "monitoring_configuration_directory": str(directory), "monitoring_latency_objectives": []}
     return role_defaults("monitoring") | role_variables_file("monitoring") | given | changes
 
 
-def write_configuration(directory: Path, targets: dict[str, list[dict[str, Any]]] = TARGETS) -> Path:
+def write_configuration(
+    directory: Path,
+    targets: dict[str, list[dict[str, Any]]] = TARGETS,
+    **changes: Any,  # noqa: ANN401  # role variables are of any type
+) -> Path:
     """Render the lists of targets and prometheus.yml into `directory`; the path of the latter."""
-    values = variables(directory)
+    values = variables(directory, **changes)
     for name, entries in targets.items():
         text = render(TEMPLATES / "targets.json.j2", values | {"__monitoring_job": {"name": name, "targets": entries}})
         (directory / f"{name}.json").write_text(text, encoding="utf-8")
@@ -60,6 +67,29 @@ def test_promtool_accepts_it_and_finds_every_list(tmp_path: Path) -> None:
     assert "WARNING" not in check.stdout + check.stderr, "promtool warns of a list that is missing"
     assert "SUCCESS: 0 rules" not in check.stdout
     assert check.stdout.count("rules found") == 2, "promtool passes over rules that are not there"
+
+
+@pytest.mark.parametrize(("user", "login"), [("", "authorization"), ("citadel", "basic_auth")])
+def test_what_is_measured_can_be_sent_elsewhere_with_a_secret_in_no_file_but_its_own(tmp_path: Path, user: str, login: str) -> None:
+    changes = {
+        "monitoring_remote_write_url": "https://metrics.example.org/api/v1/write",
+        "monitoring_remote_write_user": user,
+        "monitoring_remote_write_token": "token of remote write",
+        "monitoring_external_labels": {"site": "hx"},
+    }
+    configuration = write_configuration(tmp_path, **changes)
+    check = [tool("promtool"), "check", "config", str(configuration)]
+    assert subprocess.run(check, capture_output=True, check=False, timeout=60).returncode == 0
+    written = yaml.safe_load(configuration.read_text(encoding="utf-8"))
+    (remote,) = written["remote_write"]
+    assert written["global"]["external_labels"] == {"site": "hx"}
+    assert set(remote) == {"url", login}
+    assert "/run/credentials/prometheus.service/remote-write-token" in remote[login].values()
+    texts = [render(TEMPLATES / f"{name}.conf.j2", variables(tmp_path, __monitoring_targets=[], **changes)) for name in DROP_INS]
+    assert f"LoadCredential=remote-write-token:{tmp_path}/secrets/remote-write-token" in texts[0].splitlines()
+    assert "LoadCredential" not in texts[1]
+    assert "IPAddressDeny=any" not in texts[2].splitlines()
+    assert not any("token of remote write" in text for text in [*texts, configuration.read_text(encoding="utf-8")])
 
 
 def test_every_job_reads_a_list_that_is_written(tmp_path: Path) -> None:
@@ -194,13 +224,15 @@ def test_bad_input_is_refused_with_the_variable_and_its_value(tmp_path: Path) ->
             "two words": good | {"monitoring_systemd_units": "a b"},
             "no errors at all": good | {"monitoring_availability_objective_percent": 100},
             "more than can burn": good | {"monitoring_latency_objective_percent": 90},
+            "a token for nobody": good | {"monitoring_remote_write_token": "x"},
             "mail without a server": good | {"monitoring_email_to": ["a@example.org"]},
             "a name": good | {"monitoring_node_targets": [{"service": "node", "host": HOST, "address": "llm.example.org", "port": 9100}]},
         },
         tmp_path,
     )
     assert set(said) == {
-        "too slow", "nothing to watch", "two words", "no errors at all", "more than can burn", "mail without a server", "a name",
+        "too slow", "nothing to watch", "two words", "no errors at all", "more than can burn", "a token for nobody",
+        "mail without a server", "a name",
     }  # fmt: skip
     assert "monitoring_availability_objective_percent is 100" in said["no errors at all"]
     assert "monitoring_latency_objective_percent is 90" in said["more than can burn"]
