@@ -70,8 +70,8 @@ def test_a_second_one_is_told_beside_the_first_until_it_takes_its_place(tmp_path
     # A run that was interrupted here: both stay good, and the next one goes on with the same.
     assert run(tmp_path)[2] == sums
     assert run(tmp_path, new=True)[2] == sums
-    # As playbooks/rotate-node-keys.yml does it. Nobody knows whether HAProxy has read the second one: the first stays good until that is known,
-    # however often a run is interrupted here.
+    # As playbooks/rotate-node-keys.yml does it. Nobody knows whether HAProxy has read the second one: the first stays good until that is
+    # known, however often a run is interrupted here.
     old = tmp_path / "node.key.old"
     old.touch(mode=0o600)
     old.write_text((tmp_path / "node.key").read_text())
