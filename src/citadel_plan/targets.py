@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from .ports import EDGE_STATE_PORT, EDGE_STATS_PORT, NODE_EXPORTER_PORT
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 LOOPBACK: Final = "127.0.0.1"
-NODE_EXPORTER_PORT: Final = 9100
-EDGE_PORTS: Final = {"edge": 8405, "breakers": 8406}
+EDGE_PORTS: Final = {"edge": EDGE_STATS_PORT, "breakers": EDGE_STATE_PORT}
 """Where an edge tells HAProxy's own metrics, and how its breakers are."""
 
 

@@ -15,6 +15,7 @@ import pytest
 from receiver import Receiver, receiving
 
 from edge.haproxy import free_ports, tool, until
+from monitoring.programs import running
 from rendering import PROJECT, render, role_defaults, role_variables_file
 
 TEMPLATES = PROJECT / "roles" / "monitoring" / "templates"
@@ -80,23 +81,8 @@ def alertmanager(folder: Path, receiver: Receiver) -> Iterator[int]:
         encoding="utf-8",
     )
     words = [f"--config.file={folder}/alertmanager.yml", f"--storage.path={folder}/data", "--cluster.listen-address="]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [tool("prometheus-alertmanager"), *words, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        until(lambda: answers(port), what="Alertmanager answers")
+    with running(folder, "prometheus-alertmanager", port, *words):
         yield port
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def answers(port: int) -> bool:
-    try:
-        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=2).status == 200)
-    except OSError:
-        return False
 
 
 def fire(port: int, *alerts: dict[str, str], for_seconds: int = 3600) -> None:

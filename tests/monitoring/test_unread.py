@@ -6,39 +6,18 @@ import os
 import re
 import signal
 import subprocess
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from edge.haproxy import free_ports, tool, until
+from edge.haproxy import free_ports, until
+from monitoring.programs import running
 from playing import local_play, place_program, run_playbook
 
 ALERTMANAGER = "{route: {receiver: nobody}, receivers: [{name: nobody}]}"
 RULES = "groups: []"
-
-
-@contextmanager
-def running(folder: Path, program: str, port: int, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run one of the two until the end of the test."""
-    with (folder / f"{program}.log").open("wb") as log:
-        command = [tool(program), *words, f"--web.listen-address=127.0.0.1:{port}"]
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        until(lambda: answers(port), what=f"{program} answers")
-        yield process
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def answers(port: int) -> bool:
-    try:
-        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=2).status == 200)
-    except OSError:
-        return False
 
 
 def reloads(folder: Path, ports: list[int]) -> list[str]:

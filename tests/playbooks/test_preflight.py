@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from citadel_plan import ports
 from playing import run_playbook
 from rendering import PROJECT
 
@@ -35,6 +36,13 @@ def test_a_host_without_models_has_no_gateway_and_no_prometheus(tmp_path: Path, 
     assert "gateways and monitoring name host-2, which llm_servers does not" in said
 
 
-@pytest.mark.parametrize("name", ["edge_exporter_port", "edge_state_port", "monitoring_node_exporter_port"])
-def test_ports_that_the_plan_counts_on_stay(tmp_path: Path, name: str) -> None:
-    assert f"{name} is 9999, but the plan counts on" in refused(tmp_path, SERVERS, **{name: 9999})
+@pytest.mark.parametrize(
+    ("name", "port"),
+    [
+        ("edge_exporter_port", ports.EDGE_STATS_PORT),
+        ("edge_state_port", ports.EDGE_STATE_PORT),
+        ("monitoring_node_exporter_port", ports.NODE_EXPORTER_PORT),
+    ],
+)
+def test_ports_that_the_plan_counts_on_stay(tmp_path: Path, name: str, port: int) -> None:
+    assert f"{name} is 9999, but the plan counts on {port}" in refused(tmp_path, SERVERS, **{name: 9999})

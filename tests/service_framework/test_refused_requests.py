@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -95,6 +96,12 @@ def test_more_answers_at_once_than_there_are_places_are_refused(fields: dict[str
 )
 def test_as_many_answers_as_there_are_places_are_not(fields: dict[str, Any]) -> None:
     assert fault_of(json.dumps(TEXT | fields).encode(), places=8) is None
+
+
+def test_how_deeply_it_is_nested_is_nobodys_fault_at_any_depth() -> None:
+    """Reading and writing JSON may have different limits; between them nothing is raised."""
+    for depth in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit() + 50):
+        fault_of(b'{"prompt": "\\u00e9", "x": ' + b"[" * depth + b"]" * depth + b"}", places=8)
 
 
 @pytest.mark.parametrize("case", FAULTS)

@@ -34,14 +34,17 @@ def fault_of(body: bytes, *, places: int | None = None) -> tuple[str, str | None
     """
     try:
         request = json.loads(body.decode())
+        if b"\\u" in body:
+            # JSON can name half of a pair, as programs write it that cut a text within an emoji.
+            json.dumps(request, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         return f"The body is not JSON: byte {error.start} is not UTF-8.", None
+    except UnicodeEncodeError:
+        return "A text in the body has half of a character: a surrogate (\\ud800 to \\udfff) without its other one.", None
     except RecursionError:
         return "The body is not JSON: it is nested too deeply.", None
     except ValueError:
         return None
-    if _has_half_a_character(body, request):
-        return "A text in the body has half of a character: a surrogate (\\ud800 to \\udfff) without its other one.", None
     return _fault_of_fields(request, places) if isinstance(request, dict) else None
 
 
@@ -57,17 +60,6 @@ def _fault_of_fields(request: dict[str, Any], places: int | None) -> tuple[str, 
             "prompt" if prompts > 1 else "n",
         )
     return None
-
-
-def _has_half_a_character(body: bytes, request: object) -> bool:
-    """Whether a text in it is no UTF-8: JSON can name half of a pair, as programs write it that cut a text within an emoji."""
-    if b"\\u" not in body:
-        return False
-    try:
-        json.dumps(request, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _prompts(prompt: object) -> int:
