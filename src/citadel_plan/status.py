@@ -24,6 +24,9 @@ _COLUMNS: Final[tuple[Column, ...]] = (
 """With two spaces between them they fill a line."""
 
 _SMALL_BYTES: Final = 10 * GIB
+_SSH_ENDED: Final = "Data could not be sent to remote host"
+"""What Ansible says, in place of ssh's own words, of an ssh that closed its input a moment before it ended."""
+
 _RUNNING: Final = frozenset({"active", "activating", "reloading", "deactivating", None})
 """States of a unit in which what answers on its ports is the service itself; None: systemd does not say."""
 
@@ -43,6 +46,8 @@ def status_problems(status: Entry, *, host: str) -> list[str]:
     """
     if status.get("unreachable"):
         why = _clean(status.get("msg", "")).rpartition("ssh: ")[2].rstrip(".")
+        if _SSH_ENDED in why:
+            why = "its ssh ended before anything could be sent"
         return [f"{host} cannot be reached: {why}. Next: ssh {host}"]
     plan = status["plan"]
     if plan["problem"]:

@@ -245,9 +245,22 @@ def test_nothing_deployed_is_one_sentence() -> None:
     )
 
 
-def test_a_host_that_cannot_be_reached_is_one_sentence() -> None:
-    said = "Task failed: Failed to connect to the host via ssh: ssh: connect to host 192.0.2.1 port 22: No route to host"
-    sentence = f"{HOST} cannot be reached: connect to host 192.0.2.1 port 22: No route to host. Next: ssh {HOST}"
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "Task failed: Failed to connect to the host via ssh: ssh: connect to host 192.0.2.1 port 22: No route to host",
+            "connect to host 192.0.2.1 port 22: No route to host",
+        ),
+        (
+            "Task failed: Data could not be sent to remote host '192.0.2.1'. Make sure this host can be reached over SSH: Broken pipe",
+            "its ssh ended before anything could be sent",
+        ),
+    ],
+    ids=["ssh says why", "ssh ended first"],
+)
+def test_a_host_that_cannot_be_reached_is_one_sentence(said: str, why: str) -> None:
+    sentence = f"{HOST} cannot be reached: {why}. Next: ssh {HOST}"
     assert status_problems({"unreachable": True, "msg": said}, host=HOST) == [sentence]
     assert status_table({"unreachable": True, "msg": said}, host=HOST) == sentence
 
