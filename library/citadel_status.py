@@ -82,6 +82,10 @@ alerts:
   returned: always
   type: list
   elements: dict
+alerts_problem:
+  description: What a Prometheus that runs said where it did not tell of its alerts; else empty.
+  returned: always
+  type: str
 units_problem:
   description: What systemd said where it did not tell of its units; else empty.
   returned: always
@@ -282,15 +286,19 @@ def ask(parts, seconds, meanwhile):
 
 
 def firing_alerts(answer):
-    """What Prometheus says of its alerts."""
+    """What Prometheus says of its alerts, and what kept it from saying."""
+    if answer[0] != http.client.OK:
+        return [], f"it answers {answer[0]}" if answer[0] else ""
     found = []
-    with contextlib.suppress(ValueError, KeyError, TypeError):  # who answers there is no Prometheus
+    try:
         for alert in json.loads(answer[1])["data"]["alerts"]:
             if alert["state"] == "firing":
                 began = calendar.timegm(time.strptime(alert["activeAt"][:19], "%Y-%m-%dT%H:%M:%S"))
                 labels = {"name": alert["labels"]["alertname"], "severity": alert["labels"].get("severity", "")}
                 found.append({**labels, "summary": alert["annotations"].get("summary", ""), "since": local(began)})
-    return sorted(found, key=lambda alert: (alert["since"], alert["name"], alert["summary"]))
+    except (ValueError, KeyError, TypeError) as error:  # who answers there is no Prometheus
+        return [], f"its answer cannot be read, {type(error).__name__}: {error}"
+    return sorted(found, key=lambda alert: (alert["since"], alert["name"], alert["summary"])), ""
 
 
 def service_figures(part, unit, answers, edge_metrics):
@@ -329,6 +337,9 @@ def main():
         parts, module.params["timeout_seconds"], lambda: show(module, [SLICE, *(part["unit"] for part in parts)])
     )
     edge_metrics = [sample for part in parts if part["kind"] == "edge" for sample in samples(answers[part["state_port"], "/metrics"])]
+    alerts, alerts_problem = next(
+        (firing_alerts(answers[part["port"], ALERTS]) for part in parts if part["kind"] == "prometheus"), ([], "")
+    )
     module.exit_json(
         changed=False,
         now=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
@@ -340,7 +351,8 @@ def main():
         },
         slice={**memory(units.get(SLICE, {})), "planned_limit_bytes": plan.get("slice_memory_max_bytes")},
         services=[service_figures(part, units.get(part["unit"], {}), answers, edge_metrics) for part in parts],
-        alerts=[alert for part in parts if part["kind"] == "prometheus" for alert in firing_alerts(answers[part["port"], ALERTS])],
+        alerts=alerts,
+        alerts_problem=alerts_problem,
         units_problem=units_problem,
         unplanned=unplanned_units(units, plan.get("units", [])),
     )

@@ -19,7 +19,7 @@ options:
     description:
       - V(applied) decides as described and does not wait for the start to finish.
       - V(active) waits until the start has finished, and fails with the unit's status text and last journal lines where it failed, or was not asked for.
-        A start that systemd repeats meanwhile has failed.
+        A start that systemd repeats meanwhile has failed. In check mode nothing has been started, so nothing is waited for and nothing fails.
     type: str
     choices: [applied, active]
     default: applied
@@ -184,6 +184,9 @@ def wait(module):
             break
         time.sleep(0.25)
     result = unit["Result"]
+    # In check mode a unit that has failed is one that the real run would have started by now.
+    if module.check_mode:
+        module.exit_json(changed=False, action="none", restarts=restarts, **state_of(module, name))
     if unit["ActiveState"] == "failed" or repeated or (unit["SubState"] == "auto-restart" and result != "success"):
         why = "" if result == "success" else f" ({result})"
         _, journal, _ = module.run_command(["journalctl", "--unit", name, "--lines=40", "--no-pager", "--output=cat"])
@@ -193,7 +196,7 @@ def wait(module):
             restarts=restarts,
             **state_of(module, name),
         )
-    if unit["ActiveState"] == "inactive" and not waiting and not module.check_mode:
+    if unit["ActiveState"] == "inactive" and not waiting:
         module.fail_json(msg=f"{name} is inactive and nobody has started it.", action="none", **state_of(module, name))
     module.exit_json(changed=False, action="none", restarts=restarts, **state_of(module, name))
 

@@ -57,6 +57,10 @@ def status_problems(status: Entry, *, host: str) -> list[str]:
     problems = []
     if status["units_problem"]:
         problems.append(f"systemd does not tell of its units ({_clean(status['units_problem'])}). Next: systemctl is-system-running")
+    if status["alerts_problem"]:
+        problems.append(
+            f"Prometheus does not tell which alerts fire ({_clean(status['alerts_problem'])}). Next: journalctl -u prometheus -n 50"
+        )
     for service in status["services"]:
         problems += service_problems(service)
     edge_answers = any(service["kind"] == "edge" and service["answers"] for service in status["services"])

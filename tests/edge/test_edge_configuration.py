@@ -254,7 +254,14 @@ def test_a_certificate_that_is_given_is_deployed_with_its_key_and_neither_is_sho
     (tmp_path / "other").mkdir()
     other = write_certificate(tmp_path / "other")
     mixed = {"edge_tls_certificate_file": files["edge_tls_certificate_file"], "edge_tls_key_file": other["edge_tls_key_file"]}
-    assert deploy_certificate(tmp_path, edge_tls="files", **mixed)[0] == -1
+    changed, shown = deploy_certificate(tmp_path, edge_tls="files", **mixed)
+    assert changed == -1
+    assert "own.key does not belong to the certificate in " in " ".join(shown.split())
+    seal = ["pkey", "-in", files["edge_tls_key_file"], "-aes256", "-passout", "pass:secret", "-out", str(tmp_path / "sealed.key")]
+    subprocess.run([tool("openssl"), *seal], capture_output=True, check=True, timeout=30)
+    changed, shown = deploy_certificate(tmp_path, edge_tls="files", **files | {"edge_tls_key_file": str(tmp_path / "sealed.key")})
+    assert changed == -1
+    assert "sealed.key cannot be read: it has to be PEM without a password" in " ".join(shown.split())
     assert server.read_bytes() == kept, "what does not belong together takes nobody's place"
 
 

@@ -231,6 +231,16 @@ def test_alerts_that_fire(services: dict[str, Service], tmp_path: Path) -> None:
     ]
 
 
+def test_alerts_that_cannot_be_read_are_said_to_be(services: dict[str, Service], tmp_path: Path) -> None:
+    for answer, problem in (
+        ((503, "Service Unavailable"), "it answers 503"),
+        ((200, '{"data": {"alerts": [{"state": "firing"}]}}'), "its answer cannot be read, KeyError: 'activeAt'"),
+    ):
+        services["prometheus"].pages |= {"/api/v1/alerts": answer}
+        found = look(tmp_path, deployed(services), {})
+        assert (found["alerts"], found["alerts_problem"]) == ([], problem)
+
+
 def test_everything_that_is_down(services: dict[str, Service], tmp_path: Path) -> None:
     text = "failed at 03:02:40 while loading weights 3/12: VLLM::Worker (process 12) ended"
     units = unit("citadel-llm@hermes-2.service", ActiveState="failed", SubState="failed", Result="exit-code", NRestarts=5, StatusText=text)

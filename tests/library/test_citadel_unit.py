@@ -97,3 +97,14 @@ def test_check_mode_waits_for_nothing(tmp_path: Path) -> None:
     finished = wait(tmp_path, [STARTING], "--check")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "skipped=1" in finished.stdout
+
+
+def test_check_mode_fails_for_nothing_that_a_run_would_start(tmp_path: Path) -> None:
+    play = local_play({"citadel_unit": {"name": UNIT, "state": "active"}})
+    for name, text in (("systemctl", SYSTEMCTL.format(python=sys.executable)), ("journalctl", JOURNALCTL)):
+        place_program(tmp_path / name, text)
+    for unit in (FAILED, LOADED | {"ActiveState": "failed", "SubState": "failed", "Result": "exit-code"}):
+        (tmp_path / "story.json").write_text(json.dumps([unit]), encoding="utf-8")
+        assert run_playbook(play, folder=tmp_path, path=tmp_path).returncode != 0
+        finished = run_playbook(play, "--check", folder=tmp_path, path=tmp_path)
+        assert finished.returncode == 0, finished.stdout + finished.stderr

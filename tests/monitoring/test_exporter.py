@@ -309,9 +309,13 @@ def test_it_goes_on_tells_systemd_and_takes_its_figures_back_when_it_has_none(ho
             until(manager.is_told_again(), what="it goes on without figures")
             host.write()
             until(file.exists, what="figures again")
+            (host.folder / "bin" / "systemctl").write_text("#!/bin/sh\nexit 1\n")
+            until(lambda: not file.exists(), what="no figures of units that systemd does not tell of")
         finally:
             process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 0
     assert set(manager.told) == {b"READY=1\nWATCHDOG=1"}
-    assert said == "no figures: KeyError: 'gateway'\n", "once, not at each run"
+    assert re.fullmatch(r"no figures: KeyError: 'gateway'\nno figures: CalledProcessError: Command .* exit status 1\.\n", said), (
+        "once, not at each run"
+    )

@@ -64,6 +64,17 @@ def test_renewing_makes_another(tmp_path: Path) -> None:
     assert (GIVEN in shown, key(tmp_path) in shown) == (False, False)
 
 
+def test_renewing_leaves_no_moment_without_a_key(tmp_path: Path) -> None:
+    """Neither edge nor gateway starts without one. A run that cannot write another leaves the one in use."""
+    (tmp_path / "gateway.key").write_text(f"LITELLM_MASTER_KEY {GIVEN}\n")
+    (tmp_path / "gateway.key").chmod(0o600)
+    (tmp_path / "gateway.key.unfinished").mkdir()
+    changed, shown = run(tmp_path, "renew")
+    assert (changed, key(tmp_path)) == (-1, GIVEN)
+    assert "gateway.key.unfinished" in shown, "the reason is shown"
+    assert GIVEN not in shown
+
+
 def test_renewing_refuses_the_key_that_is_in_use(tmp_path: Path) -> None:
     (tmp_path / "gateway.key").write_text(f"LITELLM_MASTER_KEY {GIVEN}\n")
     (tmp_path / "gateway.key").chmod(0o600)

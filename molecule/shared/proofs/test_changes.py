@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import cgroups
@@ -33,6 +34,13 @@ def test_second_run_changes_nothing(server: Host, deployed: Deploy) -> None:
     before = runs(server)
     assert deployed()["changed"] == 0
     assert deployed("--check", "--diff")["changed"] == 0
+    assert restarted(before, runs(server)) == set()
+
+
+def test_check_mode_says_what_a_shared_file_restarts(server: Host, deployed: Deploy) -> None:
+    before = runs(server)
+    environment = json.dumps({"host_environment": {"CITADEL_ENV": "development", "LAB": "another"}})
+    assert deployed("--check", "--extra-vars", environment)["changed"] == 1 + 4 + 1, ".env, the models and the gateway, which read it"
     assert restarted(before, runs(server)) == set()
 
 

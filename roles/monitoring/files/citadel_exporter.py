@@ -230,11 +230,9 @@ def validity(certificate: Path) -> dict[str, int]:
 
 
 def _systemctl(names: list[str]) -> str:
-    """What systemd tells of its units; nothing where it does not."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = show_command(names, UNIT_PROPERTIES)
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=10, env=os.environ | {"LC_ALL": "C"}).stdout
-    return ""
+    """What systemd tells of its units. Where it tells nothing, there are no figures: those of no unit would be wrong ones."""
+    command = show_command(names, UNIT_PROPERTIES)
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=os.environ | {"LC_ALL": "C"}).stdout
 
 
 def gather(plan_file: Path, oom_folder: Path, files: Files) -> str:
@@ -315,7 +313,7 @@ def main(arguments: list[str]) -> int:
         try:
             write(options.folder / FILE, gather(options.plan, options.oom_folder, files))
             problem = ""
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, subprocess.SubprocessError) as error:
             problem = f"{type(error).__name__}: {error}"
             (options.folder / FILE).unlink(missing_ok=True)
         if problem and problem != said:

@@ -82,6 +82,7 @@ def status(*models: dict[str, Any], parts: dict[str, dict[str, Any]] | None = No
         "services": [*models, *(other | (parts or {}).get(other["name"], {}) for other in others)],
         "alerts": [],
         "units_problem": "",
+        "alerts_problem": "",
         "unplanned": [],
         **changes,
     }
@@ -228,6 +229,11 @@ def test_a_systemd_that_does_not_tell_is_one_sentence_and_not_one_for_each_unit(
     sentence = "systemd does not tell of its units (Failed to connect to bus). Next: systemctl is-system-running"
     assert status_problems(found, host=HOST) == [sentence]
     assert status_table(found, host=HOST).splitlines()[2].split()[:5] == ["hermes-2", "generating", "-", "-", "-"]
+
+
+def test_alerts_that_cannot_be_read_are_not_none() -> None:
+    sentence = "Prometheus does not tell which alerts fire (it answers 503). Next: journalctl -u prometheus -n 50"
+    assert status_problems(status(model(), alerts_problem="it answers 503"), host=HOST) == [sentence]
 
 
 def test_nothing_deployed_is_one_sentence() -> None:
