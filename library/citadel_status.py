@@ -285,10 +285,10 @@ def ask(parts, seconds, meanwhile):
         return {question: answer.result() for question, answer in asked.items()}, result
 
 
-def firing_alerts(answer):
-    """What Prometheus says of its alerts, and what kept it from saying."""
+def firing_alerts(answer, is_there):
+    """What Prometheus says of its alerts, and what kept one that is there from saying."""
     if answer[0] != http.client.OK:
-        return [], f"it answers {answer[0]}" if answer[0] else ""
+        return [], (f"it answers {answer[0]}" if answer[0] else "it does not answer in time") if is_there else ""
     found = []
     try:
         for alert in json.loads(answer[1])["data"]["alerts"]:
@@ -337,9 +337,12 @@ def main():
         parts, module.params["timeout_seconds"], lambda: show(module, [SLICE, *(part["unit"] for part in parts)])
     )
     edge_metrics = [sample for part in parts if part["kind"] == "edge" for sample in samples(answers[part["state_port"], "/metrics"])]
-    alerts, alerts_problem = next(
-        (firing_alerts(answers[part["port"], ALERTS]) for part in parts if part["kind"] == "prometheus"), ([], "")
+    told = (
+        firing_alerts(answers[part["port"], ALERTS], is_there=answers[part["port"], part["path"]][0] != 0)
+        for part in parts
+        if part["kind"] == "prometheus"
     )
+    alerts, alerts_problem = next(told, ([], ""))
     module.exit_json(
         changed=False,
         now=time.strftime("%Y-%m-%d %H:%M:%S %Z"),

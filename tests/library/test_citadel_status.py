@@ -239,6 +239,9 @@ def test_alerts_that_cannot_be_read_are_said_to_be(services: dict[str, Service],
         services["prometheus"].pages |= {"/api/v1/alerts": answer}
         found = look(tmp_path, deployed(services), {})
         assert (found["alerts"], found["alerts_problem"]) == ([], problem)
+    # Cut off, as by a time-out.
+    services["prometheus"].pages |= {"/api/v1/alerts": (0, "")}
+    assert look(tmp_path, deployed(services), {})["alerts_problem"] == "it does not answer in time"
 
 
 def test_everything_that_is_down(services: dict[str, Service], tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ ANOTHER = "sk-another-of-the-vault-0123456789abcdef"
 LINE = r"LITELLM_MASTER_KEY (sk-[A-Za-z0-9_-]{32,})\n"
 
 
-def run(folder: Path, tasks_from: str, **variables: object) -> tuple[int, str]:
+def run(folder: Path, tasks_from: str, *arguments: str, **variables: object) -> tuple[int, str]:
     """Run tasks of the role as root of a namespace of its own; changed tasks and all that was shown. Changed is -1 where it failed."""
     play = local_play({"ansible.builtin.import_role": {"name": "gateway", "tasks_from": tasks_from}})
     given = {"gateway_secret_file": str(folder / "gateway.key"), **variables}
-    finished = run_playbook(play, "-vvv", "--diff", folder=folder, variables=given, as_root=True)
+    finished = run_playbook(play, "-vvv", "--diff", *arguments, folder=folder, variables=given, as_root=True)
     return changed_tasks(finished), finished.stdout + finished.stderr
 
 
@@ -58,6 +58,8 @@ def test_it_is_not_shown_where_other_arguments_are_wrong(tmp_path: Path) -> None
 
 def test_renewing_makes_another(tmp_path: Path) -> None:
     (tmp_path / "gateway.key").write_text(f"LITELLM_MASTER_KEY {GIVEN}\n")
+    (tmp_path / "gateway.key").chmod(0o600)
+    assert (run(tmp_path, "renew", "--check")[0], key(tmp_path)) == (1, GIVEN)
     changed, shown = run(tmp_path, "renew")
     assert changed > 0
     assert key(tmp_path) != GIVEN
