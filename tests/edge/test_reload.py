@@ -36,7 +36,7 @@ def master(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(timeout=30)
 
 
-def reload(folder: Path, master: int) -> tuple[bool, str]:
+def reload(folder: Path, master: int, seconds: int) -> tuple[bool, str]:
     """Run the role's handlers; whether they succeeded, and what was shown."""
     says = 'case "$1" in reload) kill -USR2 {master};; *) echo "LoadState=loaded\nActiveState=active";; esac\n'
     place_program(folder / "bin" / "systemctl", "#!/bin/sh\n" + says.format(master=master))
@@ -46,7 +46,7 @@ def reload(folder: Path, master: int) -> tuple[bool, str]:
     )
     variables = {
         "__edge_unread_command": ["find", str(folder / "haproxy.cfg"), "-newer", str(folder / "haproxy.pid")],
-        "__edge_reload_seconds": 5,
+        "__edge_reload_seconds": seconds,
     }
     finished = run_playbook(play, folder=folder, variables=variables, path=folder / "bin")
     return finished.returncode == 0, " ".join((finished.stdout + finished.stderr).split())
@@ -59,9 +59,9 @@ def test_a_reload_that_haproxy_refuses_is_no_success(tmp_path: Path, master: sub
         foreign.listen()
         with (tmp_path / "haproxy.cfg").open("a", encoding="utf-8") as configuration:
             configuration.write(FRONTEND.format(port=port))
-        succeeded, shown = reload(tmp_path, master.pid)
+        succeeded, shown = reload(tmp_path, master.pid, seconds=5)
     assert not succeeded
     assert "HAProxy has not taken its new files within 5 s and serves with those of before" in shown
-    succeeded, shown = reload(tmp_path, master.pid)
+    succeeded, shown = reload(tmp_path, master.pid, seconds=30)
     assert succeeded, shown
     socket.create_connection((LOOPBACK, port), timeout=5).close()
