@@ -28,8 +28,8 @@ WAIT_SECONDS = 300
 STREAMS = 50
 # In an order in which fifty streams are no more for any of them than it has places.
 STREAMING_MODELS = ("openchat-3.5", "phi-3-mini", "hermes-2")
-# As long as the shortest context allows: a stream must still be going when something happens to it.
-TOKENS = 1500
+# A stream must still be going when something happens to it, and end within gateway_stop_timeout_seconds on slow cores too.
+TOKENS = 500
 
 
 @dataclass
