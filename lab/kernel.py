@@ -119,7 +119,7 @@ def image_folder(machine: Machine) -> Path:
     if not image.exists():
         say(f"building a Debian {SUITE} with a kernel (about two minutes, once): {image}")
         partial = machine.folder / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)  # there may be none; what cannot go fails the next line
         make_owned_folder(partial)
         build_image(partial)
         for old in machine.folder.glob("image-*"):
@@ -249,7 +249,7 @@ def end(machine: Machine) -> None:
             time.sleep(0.05)
     if (record := machine.record()) is not None:
         raise LabError(f"process {record['pid']} does not end, not even by SIGKILL")
-    shutil.rmtree(machine.state, ignore_errors=True)
+    shutil.rmtree(machine.state, ignore_errors=True)  # there may be none, and destroying twice is no failure
 
 
 def create(_arguments: argparse.Namespace) -> None:

@@ -199,7 +199,7 @@ def main():
     if reasons and not module.check_mode:
         os.umask(0o077)
         scratch = certificates.folder / ".unfinished"
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # there may be none; what cannot go fails the next line
         scratch.mkdir()
         try:
             if authority:
