@@ -39,7 +39,8 @@ options:
     description: With O(state=active), RV(restarts) of the call before.
     type: int
   timeout_seconds:
-    description: With O(state=active), how long one call looks before it answers that the unit is still activating.
+    description:
+      - With O(state=active), how long one call looks. Then it fails, or with O(known_status_text) answers that the unit is still activating.
     type: int
     default: 30
 attributes:
@@ -198,6 +199,13 @@ def wait(module):
         )
     if unit["ActiveState"] == "inactive" and not waiting:
         module.fail_json(msg=f"{name} is inactive and nobody has started it.", action="none", **state_of(module, name))
+    if waiting and known is None:
+        module.fail_json(
+            msg=f"{name} is still {unit['ActiveState']} after {waited:.0f} s: {unit.get('StatusText', '')}\nSee: journalctl -u {name}",
+            action="none",
+            restarts=restarts,
+            **state_of(module, name),
+        )
     module.exit_json(changed=False, action="none", restarts=restarts, **state_of(module, name))
 
 

@@ -108,3 +108,12 @@ def test_check_mode_fails_for_nothing_that_a_run_would_start(tmp_path: Path) -> 
         assert run_playbook(play, folder=tmp_path, path=tmp_path).returncode != 0
         finished = run_playbook(play, "--check", folder=tmp_path, path=tmp_path)
         assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_a_start_that_outlasts_the_wait_has_failed(tmp_path: Path) -> None:
+    place_program(tmp_path / "systemctl", SYSTEMCTL.format(python=sys.executable))
+    (tmp_path / "story.json").write_text(json.dumps([STARTING | {"StatusText": "warming up"}]), encoding="utf-8")
+    play = local_play({"citadel_unit": {"name": UNIT, "state": "active", "timeout_seconds": 1}})
+    finished = run_playbook(play, folder=tmp_path, path=tmp_path)
+    assert finished.returncode != 0
+    assert f"{UNIT} is still activating after 1 s: warming up" in finished.stdout + finished.stderr
