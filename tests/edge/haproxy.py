@@ -245,11 +245,13 @@ class Edge:
             return False
 
     def reload(self) -> None:
-        """Reload HAProxy as the unit does; returns when the new worker has taken over."""
+        """Reload HAProxy as the unit does; returns when the new worker has taken over and the old one takes nothing any more."""
         assert self.process is not None
-        workers = self.log().count("Loading success")
+        # The old one is told before the new one counts as loaded, and may hear of it afterwards where the processors are busy.
+        signs = ("Loading success", "Proxy edge_gateway stopped")
+        before = {sign: self.log().count(sign) for sign in signs}
         self.process.send_signal(signal.SIGUSR2)
-        until(lambda: self.log().count("Loading success") > workers, what="HAProxy has reloaded")
+        until(lambda: all(self.log().count(sign) > before[sign] for sign in signs), what="HAProxy has reloaded")
 
     def stop(self) -> None:
         """End HAProxy, by the pid of its master, and every service."""
