@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from .admission import max_waiting
 from .catalogue import OVERRIDES, merge_catalogue
-from .cpus import CpuPlan, CpuShare, Dealer, check_quota, cpu_weight, prepare_cpus, quota_percent
+from .cpus import CpuPlan, CpuShare, Dealer, check_quota, cpu_weight, omp_places, prepare_cpus, quota_percent
 from .decide import Budget, Candidate, Grant, Grants, asked_bytes, decide
 from .gateway import gateway_workers, worker_memory_max_bytes
 from .gpus import GPU_BLOCK_TOKENS, GpuShare, host_bytes, plan_gpus
@@ -432,6 +432,8 @@ class _Planner:
             cpu_weight=cpu_weight(request.cpus, request.cpu_weight),
             numa_nodes=share.numa_nodes,
             omp_threads_bind=format_ids(share.omp_cpu_ids) if on_cpu else None,
+            omp_num_threads=len(share.omp_cpu_ids) if on_cpu else None,
+            omp_places=omp_places(share) if on_cpu else None,
             tasks_max=request.tasks_max,
             io_weight=request.io_weight,
             storage_requested_bytes=request.storage_bytes,

@@ -400,6 +400,16 @@ class Dealer:
         return sorted(left)[:count]
 
 
+def omp_places(share: CpuShare) -> str | None:
+    """Write the one place of threads on shared CPUs, as OpenMP's OMP_PLACES has it; None where the service has its CPUs to itself.
+
+    vLLM has libgomp bind each thread to a CPU of its own, and with the first one the worker's main thread, which spins
+    for a second after each request (vllm/distributed/device_communicators/shm_broadcast.py). Services that share CPUs
+    have the same first one, which would compute for all of them while the last is idle; in one place the kernel spreads them.
+    """
+    return None if share.exclusive else "{" + ",".join(map(str, share.omp_cpu_ids)) + "}"
+
+
 def quota_percent(share: CpuShare, override: int | None) -> int | None:
     """CPUQuota of a service: what its set can give, the operator's own figure, or none where CPUs are shared."""
     if override is not None:

@@ -63,6 +63,7 @@ SERVICE_RESTARTS: Final[Mapping[str, tuple[str, Show]]] = {
     "enforce_eager": ("eager mode", _switch),
     "cpu_set": ("CPUs", _plain),
     "omp_threads_bind": ("threads on CPUs", _plain),
+    "omp_places": ("threads together on CPUs", _plain),
     "numa_nodes": ("NUMA nodes", _words),
     "gpu_ids": ("GPUs", _words),
     "tensor_parallel_size": ("tensor parallel over", _with(" GPUs")),

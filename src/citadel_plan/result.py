@@ -76,6 +76,10 @@ class ServicePlan:
     cpu_weight: int
     numa_nodes: tuple[int, ...]
     omp_threads_bind: str | None
+    """The CPUs of the threads that compute; vLLM's name of it."""
+    omp_num_threads: int | None
+    omp_places: str | None
+    """Where those CPUs are shared: the threads are kept to all of them together instead of each to its own."""
     tasks_max: int
     io_weight: int
     storage_requested_bytes: int

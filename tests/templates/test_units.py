@@ -15,6 +15,7 @@ import pytest
 from citadel_supervise import KILL_MARGIN_SECONDS, PING_SECONDS, parse_arguments
 from rendering import PROJECT, render, role_defaults
 from runtimes import vllm_python
+from unit.plan_examples import host_facts, production_plan
 
 PYTHON = "/opt/citadel/runtime/vllm/0.32.0-000000000000/bin/python"
 
@@ -241,6 +242,14 @@ def test_only_a_model_that_compiles_may_compile(plan: dict[str, Any]) -> None:
         words = command(rendered("model_service", "10-exec.conf.j2", model_variables(plan, service)))
         environment = rendered("model_service", "service.env.j2", model_variables(plan, service)).splitlines()
         assert ("TORCH_COMPILE_DISABLE=1" in environment) == ("--enforce-eager" in words)
+
+
+def test_threads_on_shared_cpus_are_not_bound_one_by_one() -> None:
+    together = {"OMP_NUM_THREADS=4", "OMP_PLACES={0,1,2,3}", "OMP_PROC_BIND=true", "OMP_WAIT_POLICY=PASSIVE"}
+    for cores, expected in ((4, {"VLLM_CPU_OMP_THREADS_BIND=nobind"} | together), (32, {"VLLM_CPU_OMP_THREADS_BIND=0-7"})):
+        plan = production_plan(facts=host_facts(cores=cores)).to_dict()
+        lines = rendered("model_service", "service.env.j2", model_variables(plan, plan["services"][0])).splitlines()
+        assert {line for line in lines if "OMP_" in line} == expected
 
 
 PARSER = """

@@ -63,7 +63,8 @@ def test_below_one_core_per_service_all_share() -> None:
     assert [service.cpu_quota_percent for service in plan.services] == [None] * 4
     assert plan.gateway.cpu_quota_percent is None
     assert [service.cpu_weight for service in plan.services] == [800, 400, 400, 200]
-    assert {service.omp_threads_bind for service in plan.services} == {"0-3"}
+    threads = {(service.omp_threads_bind, service.omp_num_threads, service.omp_places) for service in plan.services}
+    assert threads == {("0-3", 4, "{0,1,2,3}")}
 
 
 def test_five_cores_are_enough_for_one_each() -> None:

@@ -246,7 +246,9 @@ def assert_cpus_hold(result: dict[str, Any], models: dict[str, Any], facts: dict
         assert {home[cpu] for cpu in sets[service["name"]]} <= set(service["numa_nodes"])
         if result["device"] == "cpu":
             bound = expand(service["omp_threads_bind"])
-            assert bound
+            assert len(bound) == service["omp_num_threads"] > 0
+            assert (service["omp_places"] is None) == service["cpus_exclusive"]
+            assert service["omp_places"] is None or set(map(int, service["omp_places"].strip("{}").split(","))) == bound
             assert bound <= sets[service["name"]]
             # The lowest thread computes where the memory is, unless the node has no core at all for the service.
             at_home = [cpu for cpu in sets[service["name"]] if home[cpu] == service["numa_nodes"][0]]

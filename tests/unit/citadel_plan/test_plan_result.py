@@ -40,6 +40,7 @@ PINNED = {
 ROLES_NEED = [
     "description", "specialisation", "target_latency_milliseconds", "modes", "max_output_tokens", "source", "dtype", "quantization",
     "kv_cache_dtype", "block_tokens", "max_waiting", "max_num_batched_tokens", "tensor_parallel_size", "enforce_eager", "omp_threads_bind",
+    "omp_num_threads", "omp_places",
     "load_timeout_seconds", "stall_timeout_seconds", "extra_arguments", "expected_weights_bytes", "cpus_exclusive",
 ]  # fmt: skip
 
