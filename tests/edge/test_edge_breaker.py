@@ -200,6 +200,7 @@ def test_connections_that_fail_count(edge: Edge, how: str) -> None:
     """The supervisor says that the model is well, but nothing comes of it."""
     backend = edge.models[MODEL]
     body = b'{"break off": true}' if how == "breaks off" else CHAT
+    looks = len(backend.received)
     if how == "refuses":
         backend.stop_serving()
     statuses = [
@@ -208,6 +209,9 @@ def test_connections_that_fail_count(edge: Edge, how: str) -> None:
     ]
     assert statuses == ([502] * 5 if how == "breaks off" else [503] * 5) + [503]
     assert breaker(edge) == "open"
+    if how == "refuses":
+        until(lambda: len(backend.received) >= looks + 15, what="the edge has been told fifteen times that the model is able")
+        assert breaker(edge) == "open"
     backend.stop()
     backend.start()
     until(lambda: upstream(edge).status == 200, what="the model is taken back")
