@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from .admission import max_waiting
 from .catalogue import OVERRIDES, merge_catalogue
-from .cpus import CpuPlan, CpuShare, Dealer, check_quota, cpu_weight, omp_places, prepare_cpus, quota_percent
+from .cpus import CpuPlan, CpuShare, Dealer, check_quota, cpu_weight, gateway_cpu_weight, omp_places, prepare_cpus, quota_percent
 from .decide import Budget, Candidate, Grant, Grants, asked_bytes, decide
 from .gateway import gateway_workers, worker_memory_max_bytes
 from .gpus import GPU_BLOCK_TOKENS, GpuShare, host_bytes, plan_gpus
@@ -454,7 +454,7 @@ class _Planner:
             cpu_set=format_ids(share.cpu_ids),
             cpus_exclusive=share.exclusive,
             cpu_quota_percent=quota_percent(share, gateway.cpu_quota_percent),
-            cpu_weight=cpu_weight(gateway.cpus, gateway.cpu_weight),
+            cpu_weight=gateway_cpu_weight(share, gateway.cpus, gateway.cpu_weight),
             tasks_max=gateway.tasks_max,
             io_weight=gateway.io_weight,
             storage_requested_bytes=gateway.storage_bytes,

@@ -63,6 +63,7 @@ def test_below_one_core_per_service_all_share() -> None:
     assert [service.cpu_quota_percent for service in plan.services] == [None] * 4
     assert plan.gateway.cpu_quota_percent is None
     assert [service.cpu_weight for service in plan.services] == [800, 400, 400, 200]
+    assert plan.gateway.cpu_weight == 10_000, "it goes before those who have nothing to do without it"
     threads = {(service.omp_threads_bind, service.omp_num_threads, service.omp_places) for service in plan.services}
     assert threads == {("0-3", 4, "{0,1,2,3}")}
 
