@@ -135,6 +135,7 @@ def main() -> None:
     """See the module."""
     options = _parse_arguments()
     metrics = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    # It need not be there; what cannot be removed, mkdir tells.
     shutil.rmtree(metrics, ignore_errors=True)
     metrics.mkdir(parents=True)
     config = Settings(
