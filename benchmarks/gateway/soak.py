@@ -1,6 +1,5 @@
 """Many requests to LiteLLM as the role gateway runs it: what a worker's memory does, and what clients notice when workers are replaced.
 
-    export CITADEL_LITELLM_PYTHON=$(requirements/cached venv litellm)/bin/python
     .venv/bin/python benchmarks/gateway/soak.py                        24,000 requests, about ten minutes
     .venv/bin/python benchmarks/gateway/soak.py --requests 2000
 

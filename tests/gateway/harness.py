@@ -18,6 +18,7 @@ from ansible.parsing.dataloader import DataLoader
 
 from journal import Entry, Journal
 from rendering import PROJECT, render, role_defaults
+from runtimes import litellm_environment
 from supervised import SUPERVISOR, Supervised, free_port
 
 if TYPE_CHECKING:
@@ -36,17 +37,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "openchat-3.5": {"context_tokens": 4096, "specialisation": ["streaming"], "description": "Interactive"},
     "phi-3-mini": {"context_tokens": 2048, "specialisation": ["efficiency"], "description": "Small and quick"},
 }
-
-
-def litellm_environment() -> Path:
-    """Return the root of the virtual environment that CITADEL_LITELLM_PYTHON names; RuntimeError says what to do where it does not."""
-    python = os.environ.get("CITADEL_LITELLM_PYTHON", "")
-    if not (python and (Path(python).parent / "litellm").exists()):
-        raise RuntimeError(
-            f"CITADEL_LITELLM_PYTHON is {python!r}, but must be the Python of an environment with the LiteLLM of requirements/litellm.txt; "
-            "`make test` makes one and sets it."
-        )
-    return Path(python).parent.parent
 
 
 def upstream(backend: Backend) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import os
 import random
 import subprocess
 import textwrap
@@ -19,6 +18,7 @@ from citadel_answers import note_failure
 from citadel_request import estimate_tokens, read_demand
 from citadel_routing import Course, Decision
 from rendering import PROJECT
+from runtimes import vllm_python
 
 GERMAN = (
     "Der schnelle braune Fuchs springt über den faulen Hund. Größere Änderungen müssen geprüft werden, bevor sie auf den Rechnern"
@@ -94,10 +94,8 @@ json.dump({
 
 def in_vllm(program: str, given: object = None) -> Any:  # noqa: ANN401 - JSON
     """Run a program with the Python that has vLLM in it, and what vLLM brings along; it answers in JSON on its last line."""
-    python = os.environ.get("CITADEL_VLLM_PYTHON", "")
-    assert Path(python).is_file(), "CITADEL_VLLM_PYTHON must be the Python of an environment with vLLM; `make test` makes one and sets it."
     run = subprocess.run(
-        [python, "-c", textwrap.dedent(program)], input=json.dumps(given), capture_output=True, text=True, check=False, timeout=300
+        [vllm_python(), "-c", textwrap.dedent(program)], input=json.dumps(given), capture_output=True, text=True, check=False, timeout=300
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from lab_host import ADDRESS, CHECKOUT
 
+from runtimes import cached
+
 PROGRAMS = Path(__file__).parent
 WITH_A_KEY = " with a key"
 FREE, LIMITED = "lab-client", "lab-limited-"
@@ -31,9 +33,7 @@ class Client:
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         kind = "node" if self.program.endswith(".mjs") else "venv"
-        made = subprocess.run([CHECKOUT / "requirements/cached", kind, self.lock], capture_output=True, text=True, check=False)
-        assert made.returncode == 0, made.stderr
-        folder = made.stdout.strip()
+        folder = str(cached(kind, self.lock))
         program = str(PROGRAMS / self.program)
         return (["node", program], {"CITADEL_NODE_FOLDER": folder}) if kind == "node" else ([f"{folder}/bin/python", program], {})
 
