@@ -33,13 +33,6 @@ SUPERVISOR = PROJECT / "roles" / "service_framework" / "files" / "citadel_superv
 _numbers = itertools.count()
 
 
-def free_port() -> int:
-    """Find a loopback port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
 class Supervised:
     """Runs `command`, which begins with the supervisor as in ExecStart; use it as a context manager.

@@ -24,8 +24,8 @@ from backend import MODELS  # noqa: E402 - beside this file
 from citadel_supervise import Process, session_processes  # noqa: E402 - from the checkout
 from edge.haproxy import SERVER, TRUSTED, make_edge, tool, write_configuration  # noqa: E402 - from the checkout
 from gateway.harness import MASTER_KEY, Gateway, upstream  # noqa: E402 - from the checkout
+from ports import free_port  # noqa: E402 - from the checkout
 from runtimes import litellm_environment  # noqa: E402 - from the checkout
-from supervised import free_port  # noqa: E402 - from the checkout
 
 START_SECONDS: Final = 180
 MIB: Final = 2**20

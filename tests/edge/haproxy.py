@@ -6,11 +6,9 @@ import hashlib
 import http.client
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -21,6 +19,7 @@ import pytest
 from ansible.parsing.dataloader import DataLoader
 
 from edge.backends import LOOPBACK, Backend
+from ports import free_ports
 from rendering import PROJECT, render, role_defaults
 from supervised import PATIENCE_SECONDS
 
@@ -62,22 +61,6 @@ def until(condition: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS, w
             pytest.fail(f"not within {seconds} s: {what}")
         time.sleep(0.02)
     return time.monotonic() - start
-
-
-def free_ports(count: int) -> list[int]:
-    """Find ports that are free on 127.0.0.1 and on the server's address alike, below those that outgoing connections take."""
-    ports: list[int] = []
-    for port in random.sample(range(12000, 32000), 2000):
-        if len(ports) == count:
-            return ports
-        try:
-            for address in (LOOPBACK, SERVER):
-                with socket.socket() as probe:
-                    probe.bind((address, port))
-        except OSError:
-            continue
-        ports.append(port)
-    pytest.fail("no free ports on loopback")
 
 
 def write_configuration(directory: Path, variables: Mapping[str, Any]) -> Path:

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
 
-from edge.haproxy import free_ports, tool, until
+from edge.haproxy import tool, until
 from edge.refusals import refusals
+from ports import free_port
 from rendering import PROJECT, render, role_defaults, role_variables_file
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def test_the_programs_take_their_arguments_and_listen_where_they_are_told(
 ) -> None:
     write_configuration(tmp_path, {name: [] for name in TARGETS})
     (tmp_path / "alertmanager.yml").write_text(render(TEMPLATES / "alertmanager.yml.j2", variables(tmp_path)), encoding="utf-8")
-    port = free_ports(1)[0]
+    port = free_port()
     words = [word for word in arguments(template, variables(tmp_path, **{port_variable: port})) if not word.startswith("--storage.path=")]
     log = tmp_path / "log"
     with log.open("wb") as output:

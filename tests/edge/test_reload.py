@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from edge.backends import LOOPBACK
-from edge.haproxy import free_ports, tool, until
+from edge.haproxy import tool, until
 from playing import local_play, place_program, run_playbook
+from ports import free_port
 
 FRONTEND = """frontend on_{port}
     mode http
@@ -25,7 +26,7 @@ FRONTEND = """frontend on_{port}
 @pytest.fixture
 def master(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a HAProxy that is reloaded by a signal; its files are in the folder of the test."""
-    (tmp_path / "haproxy.cfg").write_text(FRONTEND.format(port=free_ports(1)[0]), encoding="utf-8")
+    (tmp_path / "haproxy.cfg").write_text(FRONTEND.format(port=free_port()), encoding="utf-8")
     command = [tool("haproxy"), "-W", "-f", str(tmp_path / "haproxy.cfg"), "-p", str(tmp_path / "haproxy.pid")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -53,7 +54,7 @@ def reload(folder: Path, master: int, seconds: int) -> tuple[bool, str]:
 
 
 def test_a_reload_that_haproxy_refuses_is_no_success(tmp_path: Path, master: subprocess.Popen[bytes]) -> None:
-    port = free_ports(1)[0]
+    port = free_port()
     with socket.socket() as foreign:
         foreign.bind((LOOPBACK, port))
         foreign.listen()

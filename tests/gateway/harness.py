@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Self
 from ansible.parsing.dataloader import DataLoader
 
 from journal import Entry, Journal
+from ports import free_port
 from rendering import PROJECT, render, role_defaults
 from runtimes import litellm_environment
-from supervised import SUPERVISOR, Supervised, free_port
+from supervised import SUPERVISOR, Supervised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

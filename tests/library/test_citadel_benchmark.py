@@ -14,9 +14,10 @@ import pytest
 from lab.tiny_models import make_models
 from module_utils.citadel_bench_serve import arguments
 
-from edge.haproxy import free_ports, tool
+from edge.haproxy import tool
 from gateway.backend import Backend
 from playing import local_play, place_program, run_playbook
+from ports import free_port
 from runtimes import vllm_python
 
 KEY = "sk-of-a-client-0123456789abcdef"
@@ -58,7 +59,7 @@ def test_what_vllm_measures(tmp_path: Path) -> None:
         model, gateway, full, hanging = (stack.enter_context(Backend("phi-3-mini")) for _ in range(4))
         full.refusal = (429, "full")
         hanging.gate = threading.Event()
-        (nobody,) = free_ports(1)
+        nobody = free_port()
         runs = [
             run(model.port),
             run(gateway.port, "gateway"),

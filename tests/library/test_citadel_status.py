@@ -16,9 +16,10 @@ from typing import Any, Self
 
 import pytest
 
-from edge.haproxy import MODELS, Edge, free_ports, make_edge, until
+from edge.haproxy import MODELS, Edge, make_edge, until
 from modules import run_module
 from playing import place_program
+from ports import free_port
 
 MIB = 2**20
 READINESS = "/health/readiness"
@@ -185,7 +186,7 @@ def test_everything_that_is_well(services: dict[str, Service], tmp_path: Path) -
         | unit("prometheus.service")
         | unit("prometheus-node-exporter.service")
     )
-    (edge_port,) = free_ports(1)
+    edge_port = free_port()
     found = look(tmp_path, deployed(services), units, edge_exporter_port=edge_port, node_exporter_port=services["node"].port)
     assert (found["plan"]["problem"], found["plan"]["device"], found["units_problem"], found["unplanned"]) == ("", "cpu", "", [])
     hermes, gateway, edge, prometheus, node = found["services"]
@@ -252,7 +253,7 @@ def test_everything_that_is_down(services: dict[str, Service], tmp_path: Path) -
     wanted = deployed(services)
     for service in services.values():
         service.__exit__()
-    found = look(tmp_path, wanted, units, check=True, edge_exporter_port=free_ports(1)[0], node_exporter_port=services["node"].port)
+    found = look(tmp_path, wanted, units, check=True, edge_exporter_port=free_port(), node_exporter_port=services["node"].port)
     hermes = by_name(found)["hermes-2"]
     assert (hermes["answers"], hermes["state"], hermes["running"], hermes["kv_cache_percent"]) == (False, None, None, None)
     assert (hermes["active_state"], hermes["result"], hermes["status_text"]) == ("failed", "exit-code", text)

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from receiver import Receiver, receiving
 
-from edge.haproxy import free_ports, tool, until
+from edge.haproxy import tool, until
 from monitoring.programs import running
+from ports import free_port
 from rendering import PROJECT, render, role_defaults, role_variables_file
 
 TEMPLATES = PROJECT / "roles" / "monitoring" / "templates"
@@ -67,7 +68,7 @@ def test_without_a_receiver_it_talks_to_nobody() -> None:
 @contextmanager
 def alertmanager(folder: Path, receiver: Receiver) -> Iterator[int]:
     """Run it with a webhook to the receiver; its port."""
-    port = free_ports(1)[0]
+    port = free_port()
     (folder / "webhook-token").write_text("token of the webhook")
     (folder / "alertmanager.yml").write_text(
         rendered(

@@ -19,7 +19,8 @@ import pytest
 
 import citadel_cgroup
 import citadel_exporter
-from edge.haproxy import free_ports, tool, until
+from edge.haproxy import tool, until
+from ports import free_port
 from rendering import PROJECT, render, role_defaults
 from unit.plan_examples import production_plan
 
@@ -66,7 +67,7 @@ class Host:
     def __init__(self, folder: Path, supervisor_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.plan = production_plan().to_dict()
-        nobody = free_ports(1)[0]
+        nobody = free_port()
         for service in self.plan["services"]:
             service["state_port"] = supervisor_port if service["name"] == "hermes-2" else nobody
         self.units: dict[str, dict[str, object]] = {

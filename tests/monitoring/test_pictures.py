@@ -21,8 +21,9 @@ from promql import selectors
 from citadel_exporter import FAMILIES
 from citadel_pictures import FIGURES, MODEL_PANELS, OVERVIEW_PANELS, Figure, Level, console_pictures
 from citadel_pictures.dashboards import dashboards
-from edge.haproxy import free_ports, tool, until
+from edge.haproxy import tool, until
 from monitoring.test_rules import promtool, write_rules
+from ports import free_port
 from rendering import PROJECT, render, role_defaults, role_variables_file
 
 TEMPLATES = PROJECT / "roles" / "monitoring" / "templates"
@@ -113,7 +114,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "data").write_text("\n".join([*lines, "# EOF", ""]), encoding="utf-8")
     promtool("tsdb", "create-blocks-from", "openmetrics", "-q", folder / "data", folder / "tsdb")
     (folder / "prometheus.yml").write_text("{}", encoding="utf-8")
-    address = f"127.0.0.1:{free_ports(1)[0]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [
         tool("prometheus"),
         f"--config.file={folder}/prometheus.yml",

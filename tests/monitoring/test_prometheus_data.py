@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.haproxy import free_ports, tool, until
+from edge.haproxy import tool, until
+from ports import free_port
 from rendering import PROJECT
 
 PROGRAM = PROJECT / "roles" / "monitoring" / "files" / "citadel_prometheus_data.py"
@@ -54,7 +55,7 @@ def starts(folder: Path) -> bool:
     """Whether Prometheus starts on the data and answers."""
     (folder / "prometheus.yml").write_text("{}", encoding="utf-8")
     words = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", "--storage.tsdb.retention.time=100y"]
-    port = free_ports(1)[0]
+    port = free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [tool("prometheus"), *words, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=subprocess.STDOUT

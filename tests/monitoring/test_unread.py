@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from edge.haproxy import free_ports, until
+from edge.haproxy import until
 from monitoring.programs import running
 from playing import local_play, place_program, run_playbook
+from ports import free_ports
 
 ALERTMANAGER = "{route: {receiver: nobody}, receivers: [{name: nobody}]}"
 RULES = "groups: []"

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from edge.haproxy import free_ports
 from library.test_citadel_status import Service, state, unit
 from playing import place_program, run_playbook
+from ports import free_ports
 from rendering import PROJECT
 from unit.plan_examples import production_plan
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edge.haproxy import free_ports
 from playing import run_playbook
+from ports import free_ports
 from rendering import PROJECT
 from unit.plan_examples import production_plan
 

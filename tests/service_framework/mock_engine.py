@@ -20,6 +20,7 @@ from pathlib import Path
 ORDERS = {
     "engine": False,  # the engine process is there
     "worker": False,  # the worker process is there
+    "fork": False,  # the worker has forked, and what came of it has not ended
     "shard": 0,  # the worker has this one of the files of weights mapped, counted from 1
     "listen": False,
     "health": 200,
@@ -45,8 +46,9 @@ def child(title: str, code: str) -> subprocess.Popen[bytes]:
 
 ENGINE = "import sys; sys.stdin.read()"
 WORKER = """
-import mmap, select, sys
-busy, held = False, None
+import mmap, os, select, signal, sys
+busy, held, forked = False, None, 0
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 while True:
     if busy and not select.select([sys.stdin], [], [], 0)[0]:
         sum(range(10000))
@@ -57,6 +59,14 @@ while True:
     word, _, rest = line.strip().partition(" ")
     if word == "busy":
         busy = rest == "True"
+    elif word == "fork":
+        if rest == "True" and not forked:
+            forked = os.fork()
+            if not forked:
+                signal.pause()
+        elif rest == "False" and forked:
+            os.kill(forked, signal.SIGKILL)
+            forked = 0
     elif word == "map":
         held = None
         if rest:
@@ -127,7 +137,8 @@ def main() -> None:
                 worker = child("VLLM::Worker", WORKER)
             if worker is not None and worker.poll() is None:
                 shard = int(orders["shard"] or 0)
-                worker.stdin.write(f"busy {orders['busy']}\nmap {weights[shard - 1] if shard else ''}\n".encode())
+                maps = weights[shard - 1] if shard else ""
+                worker.stdin.write(f"busy {orders['busy']}\nfork {orders['fork']}\nmap {maps}\n".encode())
                 worker.stdin.flush()
             if orders["listen"] and server is None:
                 server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -17,7 +17,8 @@ from typing import Any, Self
 import pytest
 
 from citadel_supervise import EX_CONFIG, STATES
-from supervised import PATIENCE_SECONDS, SUPERVISOR, Supervised, free_port, state_of
+from ports import free_port
+from supervised import PATIENCE_SECONDS, SUPERVISOR, Supervised, state_of
 
 MOCK = Path(__file__).with_name("mock_engine.py")
 SHARDS = 12
@@ -170,6 +171,21 @@ def test_a_process_that_is_killed_ends_the_unit_within_five_seconds(mock: Mock, 
     mock.supervised.until(lambda: mock.supervised.processes() == [], what="nothing is left")
     assert mock.supervised.ready is (when == "ready")
     assert mock.supervised.status.removeprefix("failed") in mock.supervised.written(), "the journal has it, too"
+
+
+def test_what_a_worker_has_forked_may_end(mock: Mock) -> None:
+    def workers() -> int:
+        return sum(process.title == "VLLM::Worker" for process in mock.supervised.processes())
+
+    mock.order(**READY, health=503, fork=True)
+    mock.supervised.until(lambda: workers() == 2, what="it has forked")
+    looked_at = mock.supervised.seconds
+    mock.until_status("starting the workers since ")
+    mock.supervised.until(lambda: mock.supervised.seconds - looked_at > 2, what="the supervisor has looked a few times")
+    mock.order(fork=False)
+    mock.supervised.until(lambda: workers() == 1, what="it has ended")
+    mock.order(health=200)
+    mock.supervised.until_ready()
 
 
 def test_a_dying_engine_may_say_why(ready: Mock) -> None:

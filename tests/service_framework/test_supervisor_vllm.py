@@ -23,9 +23,10 @@ from ansible.parsing.dataloader import DataLoader
 
 from citadel_supervise import mapped_files
 from journal import Journal
+from ports import free_port
 from rendering import PROJECT, render, role_defaults
 from runtimes import vllm_python
-from supervised import SUPERVISOR, Supervised, free_port, state_of
+from supervised import SUPERVISOR, Supervised, state_of
 from templates.inventories import planned
 
 MODEL = "hermes-2"

@@ -97,6 +97,7 @@ class Process:
     """One process of the service; `state` is the kernel's letter, `cpu_seconds` what it has used since it began."""
 
     pid: int
+    parent: int
     title: str
     state: str
     cpu_seconds: float
@@ -117,8 +118,19 @@ def session_processes(session: int) -> list[Process]:
             continue  # it ended while we looked
         if len(fields) < 13 or int(fields[3]) != session:
             continue
-        found.append(Process(pid=int(entry.name), title=title, state=fields[0], cpu_seconds=(int(fields[11]) + int(fields[12])) / ticks))
+        cpu_seconds = (int(fields[11]) + int(fields[12])) / ticks
+        found.append(Process(pid=int(entry.name), parent=int(fields[1]), title=title, state=fields[0], cpu_seconds=cpu_seconds))
     return found
+
+
+def engine_processes(processes: Sequence[Process]) -> list[Process]:
+    """Return vLLM's engine and workers among them.
+
+    What one of these has forked goes by its name until it runs a program of its own, and its end, a moment later, is nobody's: vLLM and
+    torch look at the machine that way (lscpu, ldconfig).
+    """
+    titles = {process.pid: process.title for process in processes}
+    return [process for process in processes if process.title.startswith(ENGINE_TITLES) and titles.get(process.parent) != process.title]
 
 
 def mapped_files(pid: int, folder: Path) -> set[str]:
@@ -223,7 +235,7 @@ class ModelService:
         self._loading = False
 
     def phase(self, processes: Sequence[Process]) -> str:
-        engine = [process for process in processes if process.title.startswith(ENGINE_TITLES)]
+        engine = engine_processes(processes)
         files = sorted((path.name for path in self._weights.glob("*.safetensors")), key=natural_order)
         mapped = {name for process in engine for name in mapped_files(process.pid, self._weights)}
         position = max((number for number, name in enumerate(files, start=1) if name in mapped), default=0)
@@ -687,9 +699,8 @@ class Supervisor:
         call = Call(self._service.answers)
         while True:
             processes = session_processes(self._child.pid)
-            for process in processes:
-                if process.title.startswith(ENGINE_TITLES):
-                    self._watch(process.pid, process.title)
+            for process in engine_processes(processes):
+                self._watch(process.pid, process.title)
             if call.done:
                 if call.error is None:
                     return None
@@ -745,7 +756,7 @@ class Supervisor:
 
     def _observe(self, liveness: Liveness, now: float, sample: Sample | None) -> None:
         processes = session_processes(self._child.pid)
-        engine = [process for process in processes if process.title.startswith(ENGINE_TITLES)]
+        engine = engine_processes(processes)
         workers = [process for process in engine if process.title.startswith(WORKER_TITLES)] or engine
         liveness.observe(
             now,
