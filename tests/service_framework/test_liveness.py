@@ -49,6 +49,7 @@ class Service:
                 workers_cpu_seconds=self.workers_cpu,
                 server_cpu_seconds=self.server_cpu,
                 connected=self.connected,
+                silence="timed out" if self.silent else "",
             )
             if self.liveness.wants_work(self.now):
                 self.given.append(self.now - self.began)
@@ -159,7 +160,7 @@ def test_a_server_that_does_not_answer_is_hung_sooner_when_it_sleeps(awake: bool
     hung = Service(silent=True, workers_awake=True, server_awake=awake).live(HOUR)
     assert hung is not None
     assert hung[0] == seconds
-    assert hung[1].startswith("it has not answered for")
+    assert hung[1] == f"it has not answered for {seconds - 5} s (timed out), {'using the CPU' if awake else 'asleep'}"
 
 
 def test_silence_that_ends_is_forgiven() -> None:

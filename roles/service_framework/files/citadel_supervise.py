@@ -335,6 +335,7 @@ class Liveness:
         self._sample: Sample | None = None
         self._connected = 0
         self._silent = False
+        self._silence = ""
         self._refused = False
         self._owed_at: float | None = None
 
@@ -346,12 +347,16 @@ class Liveness:
         workers_cpu_seconds: float | None,
         server_cpu_seconds: float | None,
         connected: int = 0,
+        silence: str = "",
     ) -> None:
-        """Take what the service counts, None where it did not answer, the CPU time of its processes, and how many the edge has sent it."""
+        """Take what the service counts, the CPU time of its processes, and how many the edge has sent it.
+
+        `sample` is None where it did not answer; `silence` says how.
+        """
         self._connected = connected
         self._workers.update(now, workers_cpu_seconds)
         self._server.update(now, server_cpu_seconds)
-        self._silent = sample is None
+        self._silent, self._silence = sample is None, silence
         if sample is not None:
             if self._sample is not None and sample.counters != self._sample.counters:
                 self._moved(now)
@@ -388,7 +393,7 @@ class Liveness:
             return None
         how = "asleep" if asleep else "using the CPU"
         if self._silent:
-            return f"it has not answered for {now - since:.0f} s, {how}"
+            return f"it has not answered for {now - since:.0f} s ({self._silence}), {how}"
         return f"no token for {now - since:.0f} s, not even one that it was asked for; requests running: {self._running}; its workers {how}"
 
     def is_suspect(self, now: float) -> bool:
@@ -742,7 +747,7 @@ class Supervisor:
                 liveness.work_done(now) if working.error is None else liveness.work_refused(now)
                 working = None
             if sampling.done and now - sampled_at >= self._options.sample_seconds:
-                self._observe(liveness, now, sampling.result)
+                self._observe(liveness, now, sampling)
                 if working is None and liveness.wants_work(now):
                     working = Call(lambda: self._service.work(self._limits.stall_seconds + ANSWER_SECONDS))
                     liveness.given_work(now)
@@ -754,16 +759,17 @@ class Supervisor:
             else:
                 self._show("generating", self._service.works)
 
-    def _observe(self, liveness: Liveness, now: float, sample: Sample | None) -> None:
+    def _observe(self, liveness: Liveness, now: float, sampling: Call) -> None:
         processes = session_processes(self._child.pid)
         engine = engine_processes(processes)
         workers = [process for process in engine if process.title.startswith(WORKER_TITLES)] or engine
         liveness.observe(
             now,
-            sample,
+            sampling.result,
             workers_cpu_seconds=_cpu_seconds(workers),
             server_cpu_seconds=_cpu_seconds(process for process in processes if process not in engine),
             connected=0 if self._server is None else self._server.connected,
+            silence=str(sampling.error or ""),
         )
         if self._server is not None:
             self._server.moved_at = time.time() - (now - liveness.moved_at)
