@@ -6,7 +6,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+from rendering import PROJECT
 
 
 @cache

@@ -334,8 +334,7 @@ class Liveness:
         self._server = CpuClock(now)
         self._sample: Sample | None = None
         self._connected = 0
-        self._silent = False
-        self._silence = ""
+        self._silence: str | None = None
         self._refused = False
         self._owed_at: float | None = None
 
@@ -356,7 +355,7 @@ class Liveness:
         self._connected = connected
         self._workers.update(now, workers_cpu_seconds)
         self._server.update(now, server_cpu_seconds)
-        self._silent, self._silence = sample is None, silence
+        self._silence = silence if sample is None else None
         if sample is not None:
             if self._sample is not None and sample.counters != self._sample.counters:
                 self._moved(now)
@@ -366,7 +365,7 @@ class Liveness:
     def wants_work(self, now: float) -> bool:
         """Tell whether nothing has been counted for so long that the service should be given something to do."""
         patience = self._limits.busy_seconds if self._running or self._connected else self._limits.idle_seconds
-        return not self.probing and not self._silent and now - self.moved_at >= patience
+        return not self.probing and self._silence is None and now - self.moved_at >= patience
 
     def given_work(self, now: float) -> None:
         self.probing = True
@@ -392,7 +391,7 @@ class Liveness:
         if not asleep and now - since < self._limits.stall_seconds:
             return None
         how = "asleep" if asleep else "using the CPU"
-        if self._silent:
+        if self._silence is not None:
             return f"it has not answered for {now - since:.0f} s ({self._silence}), {how}"
         return f"no token for {now - since:.0f} s, not even one that it was asked for; requests running: {self._running}; its workers {how}"
 
@@ -402,7 +401,7 @@ class Liveness:
 
     def _asleep_seconds(self, now: float) -> float:
         """How long those who owe an answer have used no CPU."""
-        clock = self._server if self._silent else self._workers
+        clock = self._workers if self._silence is None else self._server
         return now - max(self.moved_at, self._owed_at or now, clock.awake_at)
 
     @property
@@ -414,7 +413,7 @@ class Liveness:
         self._refused = False
 
     def _account(self, now: float) -> None:
-        if not (self._silent or self.probing or self._refused):
+        if not (self._silence is not None or self.probing or self._refused):
             self._owed_at = None
         elif self._owed_at is None:
             self._owed_at = now
